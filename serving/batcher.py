@@ -1,0 +1,262 @@
+"""The dynamic batcher: many calls in, few runs of the model out.
+
+One task owns the queue; the model runs in threads of its own. A batch starts as soon as a thread is free,
+so a lone call never waits for company; calls that come while all threads are busy gather meanwhile. Only
+a batch that is already full is prepared while the others still run, because nothing could join it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.bundle import InputSpec
+from serving.call_queue import Answer, Call, CallQueue, Piece
+from serving.engine import Engine
+from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
+from serving.inference import Batch, InferenceThreads
+from serving.metrics import ModelMetrics
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How batches are formed.
+
+    Attributes
+    ----------
+    max_batch_rows
+        Most rows of one run; longer calls are split.
+    max_queue_rows
+        Rows that may wait. A call that alone has more is taken only while none wait.
+    max_queue_delay
+        Seconds a batch that is not full may wait for company while a thread is free. The event loop's
+        timers are no finer than about a millisecond.
+    buckets
+        Batch sizes to pad to, ascending; empty to run every size as it is.
+    threads
+        Threads that run the model at once.
+    """
+
+    max_batch_rows: int = 256
+    max_queue_rows: int = 65536
+    max_queue_delay: float = 0.0
+    buckets: tuple[int, ...] = ()
+    threads: int = 1
+
+
+class Batcher:
+    """Batches calls for one engine. Create it inside a running event loop.
+
+    ``task`` owns the queue and never ends by itself: whoever starts a batcher watches it.
+
+    Parameters
+    ----------
+    engine
+        Runs the batches, from ``limits.threads`` threads.
+    spec
+        What the model takes; rows given to `assign` have been checked against it.
+    limits
+        Sizes, bounds and delays.
+    metrics
+        Where rows, runs and times are counted.
+    name
+        What its task and threads are called.
+    """
+
+    def __init__(
+        self, engine: Engine, spec: InputSpec, limits: BatchLimits, metrics: ModelMetrics, name: str = "model"
+    ) -> None:
+        self._spec = spec
+        self._limits = limits
+        self._metrics = metrics
+        self._queue = CallQueue()
+        self._running = 0
+        self._closed = False
+        self._seconds_per_row = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop = asyncio.get_running_loop()
+        self._done: deque[Batch[Call]] = deque()
+        self._threads = InferenceThreads(engine, limits.threads, self._hand_back, name)
+        metrics.watch_queue(lambda: self._queue.rows)
+        self.task = self._loop.create_task(self._own_queue(), name=f"batcher of {name}")
+
+    async def assign(self, x: np.ndarray, *, deadline_ns: int | None = None) -> Answer:
+        """Assign the rows of ``x``, ``(n_rows, *row_shape)``, and wait for the answer.
+
+        Parameters
+        ----------
+        x
+            At least one row.
+        deadline_ns
+            On `time.perf_counter_ns`'s clock; a call still waiting then is not computed.
+
+        Raises
+        ------
+        Overloaded
+            If the queue is full.
+        DeadlinePassed
+            If the deadline passed before the model saw all rows.
+        InvalidInput
+            If the model has no finite probabilities for a row.
+        NotReady
+            If the batcher is closed.
+        Exception
+            Whatever the engine raised.
+        """
+        if self._closed:
+            raise _closed_error()
+        self._refuse_overload(len(x))
+        call = Call(x, self._loop.create_future(), deadline_ns, arrived_ns=time.perf_counter_ns())
+        self._queue.put(call)
+        self._idle.clear()
+        self._wake.set()
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            self._metrics.dropped["cancelled"].inc(self._queue.remove(call))
+            self._wake.set()
+            raise
+
+    async def close(self) -> None:
+        """Refuse new calls, answer those that are in, and stop. Cancelled, it stops at once."""
+        self._closed = True
+        idle = self._loop.create_task(self._idle.wait())
+        try:
+            await asyncio.wait({self.task, idle}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+            self.task.cancel()
+            self._threads.stop()
+
+    def _refuse_overload(self, rows: int) -> None:
+        waiting, limits = self._queue.rows, self._limits
+        if waiting and waiting + rows > limits.max_queue_rows:
+            self._metrics.dropped["overload"].inc(rows)
+            seconds = waiting * self._seconds_per_row / limits.threads
+            raise Overloaded(
+                f"the queue is full: {waiting} rows wait of at most {limits.max_queue_rows}; "
+                f"this call has {rows}",
+                retry_after=min(max(seconds, 0.01), 5.0),
+            )
+
+    async def _own_queue(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._done:
+                    self._finish(self._done.popleft())
+                while self._may_start() and (batch := self._form()) is not None:
+                    self._running += 1
+                    self._threads.submit(batch)
+                if not self._queue and not self._running:
+                    self._idle.set()
+        finally:
+            # Nobody will answer those that wait: say so, rather than let them hang.
+            self._closed = True
+            for call in self._queue.clear():
+                _fail(call, _closed_error())
+
+    def _may_start(self) -> bool:
+        limits = self._limits
+        if self._queue.rows >= limits.max_batch_rows:
+            return self._running <= limits.threads
+        if not self._queue or self._running >= limits.threads:
+            return False
+        if limits.max_queue_delay == 0:
+            return True
+        waited = (time.perf_counter_ns() - self._queue.oldest().arrived_ns) * 1e-9
+        if waited >= limits.max_queue_delay:
+            return True
+        if self._timer is None:
+            self._timer = self._loop.call_later(limits.max_queue_delay - waited, self._timer_rang)
+        return False
+
+    def _timer_rang(self) -> None:
+        self._timer = None
+        self._wake.set()
+
+    def _form(self) -> Batch[Call] | None:
+        """Make the next batch; calls that are too late are answered and left out."""
+        pieces, expired = self._queue.take(self._limits.max_batch_rows)
+        for call, rows in expired:
+            self._metrics.dropped["expired"].inc(rows)
+            _fail(call, DeadlinePassed("the deadline passed while the call waited for the model"))
+        return self._join(pieces) if pieces else None
+
+    def _join(self, pieces: list[Piece]) -> Batch[Call]:
+        arrays = [call.x[start:stop] for call, start, stop in pieces]
+        rows = sum(map(len, arrays))
+        size = next((bucket for bucket in self._limits.buckets if bucket >= rows), rows)
+        if len(arrays) == 1 and size == rows:
+            return Batch(arrays[0], pieces, rows, padding=0)
+        x = np.empty((size, *self._spec.shape), self._spec.numpy_dtype)
+        np.concatenate(arrays, out=x[:rows])
+        x[rows:] = 0
+        return Batch(x, pieces, rows, padding=size - rows)
+
+    def _hand_back(self, batch: Batch[Call]) -> None:
+        """Take a batch that was run, in an inference thread, and wake the owner."""
+        self._done.append(batch)
+        # The loop may be closed: then the server has given up waiting for this batch.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _finish(self, batch: Batch[Call]) -> None:
+        """Count, and give every call of ``batch`` its part."""
+        self._running -= 1
+        metrics, seconds = self._metrics, (batch.finished_ns - batch.started_ns) * 1e-9
+        self._seconds_per_row = seconds / batch.rows
+        metrics.inference_seconds.observe(seconds)
+        if batch.error is not None:
+            metrics.failed_executions.inc()
+            for call, _, _ in batch.pieces:
+                self._queue.remove(call)
+                _fail(call, batch.error)
+            return
+        metrics.executions.inc()
+        metrics.padding_rows.inc(batch.padding)
+        metrics.rows.inc(batch.rows)
+        finite = np.isfinite(batch.confidences)
+        all_finite = bool(finite.all())
+        if all_finite:
+            metrics.tally.add(batch.clusters, batch.confidences)
+        else:
+            metrics.tally.add(batch.clusters[finite], batch.confidences[finite])
+        offset = 0
+        for call, start, stop in batch.pieces:
+            part = slice(offset, offset + stop - start)
+            offset = part.stop
+            if all_finite or finite[part].all():
+                arrays = (batch.clusters[part], batch.confidences[part], batch.probabilities[part])
+                if call.add(start, arrays, batch.started_ns):
+                    self._settle(call)
+            else:
+                self._queue.remove(call)
+                row = start + int(finite[part].argmin())
+                why = "the model has no finite probabilities for it; its values are too large"
+                _fail(call, InvalidInput(f"row {row}: {why}"))
+
+    def _settle(self, call: Call) -> None:
+        if call.future.done():  # the caller has gone
+            return
+        answer = call.answer()
+        self._metrics.queue_seconds.observe(answer.queue_ns * 1e-9)
+        call.future.set_result(answer)
+
+
+def _fail(call: Call, error: Exception) -> None:
+    if not call.future.done():
+        call.future.set_exception(error)
+
+
+def _closed_error() -> NotReady:
+    return NotReady("the server is shutting down; try again, on another one if there is one")

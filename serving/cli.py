@@ -1,0 +1,50 @@
+"""``nvisa-serve``: the command line of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+
+from serving.logs import set_up_logs
+from serving.settings import InvalidSettings, ServerSettings, load_settings
+
+log = logging.getLogger("serving.cli")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal; the exit status.
+
+    Returns
+    -------
+    int
+        0 after an orderly stop, 1 if the server could not start or a part of it died, 2 if the settings
+        are wrong.
+    """
+    try:
+        settings = load_settings(arguments)
+    except InvalidSettings as error:
+        print(f"nvisa-serve: {error}", file=sys.stderr)
+        return 2
+    set_up_logs(settings.log_format, settings.log_level)
+    log.info("settings", extra=settings.model_dump(mode="json"))
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings: ServerSettings) -> int:
+    # Imported here: --help and a wrong flag should not wait for gRPC.
+    from serving.errors import StartError
+    from serving.server import Server
+
+    try:
+        server = Server(settings)
+        server.handle_signals()
+        return await server.run()
+    except StartError as error:
+        log.error("cannot start: %s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

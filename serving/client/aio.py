@@ -1,0 +1,142 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.client.channel import DEFAULT_TIMEOUT, MAX_MESSAGE_BYTES, channel_options
+from serving.client.messages import (
+    READINESS_SERVICE,
+    AssignResult,
+    Health,
+    ModelInfo,
+    as_rows,
+    assign_request,
+    assign_result,
+    is_small,
+    model_info,
+    slices,
+)
+from serving.client.status import ClusterServiceError
+from serving.pb.nvisa.v1 import cluster_pb2 as pb
+from serving.pb.nvisa.v1 import cluster_pb2_grpc as rpc
+
+_CALLS_IN_FLIGHT = 4
+
+
+class AsyncClusterClient:
+    """`serving.client.ClusterClient` for asyncio: the same methods, awaited.
+
+    Make it inside a running event loop, and use it in that loop only.
+
+    Parameters
+    ----------
+    target, credentials, max_message_bytes
+        See `ClusterClient`.
+
+    Examples
+    --------
+    >>> async with AsyncClusterClient("localhost:8001") as client:  # doctest: +SKIP
+    ...     result = await client.assign(x, model="digits")
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self.target = target
+        self._max_message_bytes = max_message_bytes
+        options = channel_options(max_message_bytes)
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options)
+        self._clusters = rpc.ClusterServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    async def assign(
+        self,
+        x: np.ndarray,
+        *,
+        model: str,
+        version: int | None = None,
+        probabilities: bool = False,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> AssignResult:
+        """Assign rows to clusters; see `ClusterClient.assign`."""
+        x = as_rows(x)
+        parts = [slice(None)]
+        if not is_small(x):
+            info = await self.model(model, version=version, timeout=timeout)
+            parts, version = slices(x, info, self._max_message_bytes), info.version
+        in_flight = asyncio.Semaphore(_CALLS_IN_FLIGHT)
+
+        async def assign_part(part: slice) -> pb.AssignResponse:
+            async with in_flight:
+                request = assign_request(x[part], model, version, probabilities)
+                with self._errors():
+                    return await self._clusters.Assign(request, timeout=timeout)
+
+        try:
+            async with asyncio.TaskGroup() as group:  # the first failure cancels the rest
+                tasks = [group.create_task(assign_part(part)) for part in parts]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return assign_result([task.result() for task in tasks])
+
+    async def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[ModelInfo]:
+        """Every model and version that the server has; see `ClusterClient.models`."""
+        with self._errors():
+            reply = await self._clusters.ListModels(pb.ListModelsRequest(), timeout=timeout)
+        return [model_info(model, reply.limits) for model in reply.models]
+
+    async def model(
+        self, name: str, *, version: int | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> ModelInfo:
+        """One model; see `ClusterClient.model`."""
+        request = pb.GetModelRequest(model_name=name, model_version=version or 0)
+        with self._errors():
+            reply = await self._clusters.GetModel(request, timeout=timeout)
+        return model_info(reply.model, reply.limits)
+
+    async def health(self, *, timeout: float = 5.0) -> Health:
+        """Ask the server for its health; see `ClusterClient.health`."""
+        alive = await self._serving("", timeout)
+        return Health(alive=alive, ready=await self._serving(READINESS_SERVICE, timeout))
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the channel."""
+        await self.close()
+
+    async def _serving(self, service: str, timeout: float) -> bool:
+        with self._errors():
+            reply = await self._health.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise ClusterServiceError.of(error, self.target) from error

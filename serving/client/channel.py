@@ -1,0 +1,38 @@
+"""Channel settings: message sizes, and what is retried."""
+
+from __future__ import annotations
+
+import json
+
+MAX_MESSAGE_BYTES = 64 << 20
+DEFAULT_TIMEOUT = 60.0
+
+# Assigning changes nothing on the server, so every call may be repeated. gRPC waits as long as the server's
+# `grpc-retry-pushback-ms` says, or else backs off exponentially with jitter; it makes at most 5 attempts,
+# within the call's deadline.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "nvisa.v1.ClusterService"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ]
+}
+
+
+def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, str | int]]:
+    """Options of a channel that sends and takes messages of up to ``max_message_bytes``."""
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.enable_retries", 1),
+        # A call is only repeated while its request fits in this buffer; the default is 256 KiB.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
+    ]

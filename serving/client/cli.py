@@ -1,0 +1,162 @@
+"""``nvisa-client``: ask a running server from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from serving.client.status import ClusterServiceError
+from serving.client.sync import ClusterClient
+
+_FIRST_ROWS = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 failed or not ready, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        with ClusterClient(options.target) as client:
+            return int(options.run(client, options))
+    except (ClusterServiceError, ValueError, OSError) as error:  # DataError is a ValueError
+        print(f"nvisa-client: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nvisa-client", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="{assign,models,health}")
+    assign = _command(commands, "assign", _assign, "assign the rows of a file to clusters")
+    assign.add_argument("--model", required=True, help="name of the model")
+    assign.add_argument("--version", type=int, help="its version; by default the server's choice")
+    assign.add_argument("--input", required=True, type=Path, help="IDX, NPY, NPZ, Parquet, CSV, or a folder")
+    assign.add_argument("--output", type=Path, help="write .parquet, .csv or .npy instead of showing rows")
+    assign.add_argument("--split", choices=("train", "test"), default="train", help="of a folder with both")
+    assign.add_argument("--label-column", help="column to keep out of the features")
+    assign.add_argument("--id-columns", type=_names, default=(), help="a,b: columns to hand through")
+    assign.add_argument("--feature-columns", type=_names, default=(), help="a,b: columns that make up a row")
+    _command(commands, "models", _models, "list the models on the server")
+    _command(commands, "health", _health, "tell whether the server is alive and ready; 1 if not ready")
+    return parser
+
+
+def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    command.add_argument("--target", default="localhost:8001", help="server, host:port (%(default)s)")
+    command.add_argument("--timeout", type=float, default=60.0, help="seconds per call (%(default)s)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    return command
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _assign(client: ClusterClient, options: argparse.Namespace) -> int:
+    try:
+        from serving.client.assign_file import assign_file, refuse_suffix, write_table
+    except ImportError as error:
+        raise ValueError(f"reading files needs pyarrow and pillow; install nvisa[data] ({error})") from error
+    if options.output is not None:
+        refuse_suffix(options.output)
+    done = assign_file(
+        client,
+        options.input,
+        model=options.model,
+        version=options.version,
+        timeout=options.timeout,
+        split=options.split,
+        label_column=options.label_column,
+        id_columns=options.id_columns,
+        feature_columns=options.feature_columns,
+    )
+    if options.output is not None:
+        write_table(done.table, options.output)
+    counts, n_rows, mean = done.counts, len(done.table), done.mean_confidence
+    if options.json:
+        _print_json(
+            {
+                "model": done.model,
+                "version": done.version,
+                "rows": n_rows,
+                "errors": done.n_errors,
+                "counts": counts.tolist(),
+                "mean_confidence": mean,
+                "output": str(options.output) if options.output else None,
+            }
+        )
+        return 0
+    if options.output is None:
+        rows = done.table.slice(0, _FIRST_ROWS)
+        _print_table(rows.column_names, ([_shown(v) for v in row.values()] for row in rows.to_pylist()))
+        print(f"first {len(rows)} of {n_rows} rows; all of them with --output FILE\n")
+    shares = counts / max(1, counts.sum())
+    _print_table(
+        ["cluster", "name", "rows", "share"],
+        ([str(k), done.cluster_names[k], f"{counts[k]:,}", f"{shares[k]:.1%}"] for k in range(len(counts))),
+    )
+    confidence = "" if mean is None else f", mean confidence {mean:.4f}"
+    print(f"{n_rows:,} rows by {done.model} version {done.version}{confidence}, {done.n_errors:,} unreadable")
+    if options.output is not None:
+        print(f"written to {options.output}")
+    return 0
+
+
+def _models(client: ClusterClient, options: argparse.Namespace) -> int:
+    models = client.models(timeout=options.timeout)
+    if options.json:
+        _print_json([dataclasses.asdict(model) for model in models])
+        return 0
+    _print_table(
+        ["name", "version", "default", "state", "device", "input", "clusters", "created"],
+        (
+            [
+                model.name,
+                str(model.version),
+                "yes" if model.is_default else "",
+                model.state + (f" ({model.state_reason})" if model.state_reason else ""),
+                model.device,
+                f"{model.dtype} {list(model.shape)}",
+                str(model.n_clusters),
+                model.created,
+            ]
+            for model in models
+        ),
+    )
+    return 0
+
+
+def _health(client: ClusterClient, options: argparse.Namespace) -> int:
+    health = client.health(timeout=min(options.timeout, 5.0))
+    if options.json:
+        _print_json(dataclasses.asdict(health))
+    else:
+        print(f"alive: {'yes' if health.alive else 'no'}\nready: {'yes' if health.ready else 'no'}")
+    return 0 if health.ready else 1
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

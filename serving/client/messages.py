@@ -1,0 +1,182 @@
+"""Between numpy and the messages of `nvisa.v1`: no transport here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serving.pb.nvisa.v1 import cluster_pb2 as pb
+
+READINESS_SERVICE = "nvisa.v1.ClusterService"
+ROWS_PER_CALL = 4096
+SMALL_CALL_BYTES = 1 << 20
+_OVERHEAD_BYTES = 4096
+_DTYPES = {"uint8": pb.DATA_TYPE_UINT8, "float32": pb.DATA_TYPE_FLOAT32}
+_DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class AssignResult:
+    """What the server says of the rows, in their order.
+
+    Attributes
+    ----------
+    clusters
+        int64 ``(n_rows,)``, the most probable cluster of each row.
+    confidences
+        float32 ``(n_rows,)``, its probability.
+    probabilities
+        float32 ``(n_rows, n_clusters)``, or ``None`` if they were not asked for.
+    model, version
+        What answered: one version for all rows.
+    """
+
+    clusters: np.ndarray
+    confidences: np.ndarray
+    probabilities: np.ndarray | None
+    model: str
+    version: int
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.clusters)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model on the server, and what one call may ask of it.
+
+    Attributes
+    ----------
+    name, version
+        What to name it by.
+    is_default
+        Whether it answers calls that name no version.
+    state
+        ``"loading"``, ``"ready"`` or ``"failed"``; ``state_reason`` says why.
+    device
+        ``"cpu"`` or ``"cuda"``.
+    dtype, shape, meaning
+        What one row looks like; ``meaning`` is ``"image"`` or ``"features"``.
+    n_clusters, cluster_names
+        The clusters.
+    graph_sha256
+        SHA-256 of the ONNX graph.
+    created
+        ISO 8601, UTC.
+    max_message_bytes, max_queue_rows
+        The server's limits; 0 if it does not say.
+    """
+
+    name: str
+    version: int
+    is_default: bool
+    state: str
+    state_reason: str
+    device: str
+    dtype: str
+    shape: tuple[int, ...]
+    meaning: str
+    n_clusters: int
+    cluster_names: tuple[str, ...] = field(repr=False)
+    graph_sha256: str
+    created: str
+    max_message_bytes: int
+    max_queue_rows: int
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether the server's process is alive, and whether its models are ready."""
+
+    alive: bool
+    ready: bool
+
+
+def as_rows(x: np.ndarray) -> np.ndarray:
+    """``x`` as it is sent: uint8 or float32, little-endian, C-contiguous.
+
+    Raises
+    ------
+    ValueError
+        If it is not an array of rows, or neither uint8 nor floating.
+    """
+    x = np.asarray(x)
+    if x.ndim == 0:
+        raise ValueError("x is a single number; its first axis must be rows")
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise ValueError(
+            f"x has dtype {x.dtype}; convert it to uint8 (images) or float32 (features), as the model has it"
+        )
+    with np.errstate(over="ignore"):  # the server names the row that became infinite
+        return np.ascontiguousarray(x, np.uint8 if x.dtype == np.uint8 else "<f4")
+
+
+def is_small(x: np.ndarray) -> bool:
+    """Whether ``x`` goes into one call of any server, whatever its limits."""
+    return len(x) <= ROWS_PER_CALL and x.nbytes <= SMALL_CALL_BYTES
+
+
+def slices(x: np.ndarray, info: ModelInfo, max_message_bytes: int) -> list[slice]:
+    """Cut ``x`` so that request and reply of each part keep within the limits of server and client."""
+    sent = min(info.max_message_bytes or max_message_bytes, max_message_bytes) - _OVERHEAD_BYTES
+    received = max_message_bytes - _OVERHEAD_BYTES
+    n_rows = min(
+        ROWS_PER_CALL,
+        info.max_queue_rows or ROWS_PER_CALL,
+        sent // max(1, x.nbytes // len(x)),
+        received // (12 + 4 * info.n_clusters),  # int64, float32, and the probabilities
+    )
+    return [slice(first, first + max(1, n_rows)) for first in range(0, len(x), max(1, n_rows))]
+
+
+def assign_request(x: np.ndarray, model: str, version: int | None, probabilities: bool) -> pb.AssignRequest:
+    """Message that asks for the clusters of ``x``, an array from `as_rows`."""
+    return pb.AssignRequest(
+        model_name=model,
+        model_version=version or 0,
+        want_probabilities=probabilities,
+        input=pb.Tensor(dtype=_DTYPES[x.dtype.name], shape=x.shape, data=x.tobytes()),
+    )
+
+
+def assign_result(replies: Sequence[pb.AssignResponse]) -> AssignResult:
+    """Join the replies, in order, to the parts of one array."""
+    first = replies[0]
+    probabilities = None
+    if first.probabilities_data:
+        probabilities = _joined([r.probabilities_data for r in replies], "<f4").reshape(-1, first.n_clusters)
+    return AssignResult(
+        clusters=_joined([r.clusters_data for r in replies], "<i8"),
+        confidences=_joined([r.confidences_data for r in replies], "<f4"),
+        probabilities=probabilities,
+        model=first.model_name,
+        version=first.model_version,
+    )
+
+
+def model_info(model: pb.Model, limits: pb.Limits) -> ModelInfo:
+    """Unpack what the server says of a model."""
+    return ModelInfo(
+        name=model.name,
+        version=model.version,
+        is_default=model.is_default,
+        state=pb.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower(),
+        state_reason=model.state_reason,
+        device=model.device,
+        dtype=_DTYPE_NAMES.get(model.input.dtype, "unknown"),
+        shape=tuple(model.input.shape),
+        meaning=model.input.meaning,
+        n_clusters=model.n_clusters,
+        cluster_names=tuple(cluster.name for cluster in model.clusters),
+        graph_sha256=model.graph_sha256,
+        created=model.created,
+        max_message_bytes=limits.max_message_bytes,
+        max_queue_rows=limits.max_queue_rows,
+    )
+
+
+def _joined(parts: list[bytes], dtype: str) -> np.ndarray:
+    return np.frombuffer(bytearray(b"".join(parts)), dtype)  # bytearray: the caller may write to it

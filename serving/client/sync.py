@@ -1,0 +1,184 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.client.channel import DEFAULT_TIMEOUT, MAX_MESSAGE_BYTES, channel_options
+from serving.client.messages import (
+    READINESS_SERVICE,
+    AssignResult,
+    Health,
+    ModelInfo,
+    as_rows,
+    assign_request,
+    assign_result,
+    is_small,
+    model_info,
+    slices,
+)
+from serving.client.status import ClusterServiceError
+from serving.pb.nvisa.v1 import cluster_pb2 as pb
+from serving.pb.nvisa.v1 import cluster_pb2_grpc as rpc
+
+_CALLS_IN_FLIGHT = 4
+
+
+class ClusterClient:
+    """Asks a server which clusters rows are in. Safe to share between threads; close it after use.
+
+    Calls are repeated by themselves while the server is unavailable or overloaded: up to five attempts,
+    with backoff or as the server asks.
+
+    Parameters
+    ----------
+    target
+        ``host:port``, or any other gRPC target.
+    credentials
+        TLS credentials of the channel; plaintext without.
+    max_message_bytes
+        Largest message to send or take.
+
+    Examples
+    --------
+    >>> with ClusterClient("localhost:8001") as client:  # doctest: +SKIP
+    ...     clusters = client.assign(x, model="digits").clusters
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self.target = target
+        self._max_message_bytes = max_message_bytes
+        options = channel_options(max_message_bytes)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options)
+        self._clusters = rpc.ClusterServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def assign(
+        self,
+        x: np.ndarray,
+        *,
+        model: str,
+        version: int | None = None,
+        probabilities: bool = False,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> AssignResult:
+        """Assign rows to clusters.
+
+        Large arrays are sent in several calls, all to the same version of the model.
+
+        Parameters
+        ----------
+        x
+            ``(n_rows, *row_shape)``: uint8, or a float type, which is sent as float32.
+        model, version
+            Name of the model; the server's default version without the latter.
+        probabilities
+            Also return the probability of every cluster.
+        timeout
+            Seconds that each call may take, its repetitions included.
+
+        Raises
+        ------
+        ClusterServiceError
+            If the server refuses or cannot be reached.
+        ValueError
+            If ``x`` is not an array of rows of a type that can be sent.
+        """
+        x = as_rows(x)
+        parts = [slice(None)]
+        if not is_small(x):
+            info = self.model(model, version=version, timeout=timeout)
+            parts, version = slices(x, info, self._max_message_bytes), info.version
+        replies: list[pb.AssignResponse] = []
+        pending: deque[grpc.Future] = deque()
+        with self._errors():
+            try:
+                for part in parts:
+                    if len(pending) == _CALLS_IN_FLIGHT:
+                        replies.append(pending.popleft().result())
+                    request = assign_request(x[part], model, version, probabilities)
+                    pending.append(self._clusters.Assign.future(request, timeout=timeout))
+                while pending:
+                    replies.append(pending.popleft().result())
+            finally:
+                for call in pending:
+                    call.cancel()
+        return assign_result(replies)
+
+    def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[ModelInfo]:
+        """Every model and version that the server has, sorted.
+
+        Raises
+        ------
+        ClusterServiceError
+            If the server cannot be reached.
+        """
+        with self._errors():
+            reply = self._clusters.ListModels(pb.ListModelsRequest(), timeout=timeout)
+        return [model_info(model, reply.limits) for model in reply.models]
+
+    def model(self, name: str, *, version: int | None = None, timeout: float = DEFAULT_TIMEOUT) -> ModelInfo:
+        """One model, by default in the version that answers calls which name none.
+
+        Raises
+        ------
+        ClusterServiceError
+            If there is no such model (``NOT_FOUND``), or the server cannot be reached.
+        """
+        request = pb.GetModelRequest(model_name=name, model_version=version or 0)
+        with self._errors():
+            reply = self._clusters.GetModel(request, timeout=timeout)
+        return model_info(reply.model, reply.limits)
+
+    def health(self, *, timeout: float = 5.0) -> Health:
+        """Ask the server for its health; never repeated.
+
+        Raises
+        ------
+        ClusterServiceError
+            If the server cannot be reached.
+        """
+        return Health(alive=self._serving("", timeout), ready=self._serving(READINESS_SERVICE, timeout))
+
+    def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the channel."""
+        self.close()
+
+    def _serving(self, service: str, timeout: float) -> bool:
+        with self._errors():
+            reply = self._health.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise ClusterServiceError.of(error, self.target) from error

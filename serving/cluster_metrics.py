@@ -1,0 +1,94 @@
+"""What only a clustering service can say: rows per cluster, confidence, and drift from the training data.
+
+The counts live in numpy arrays, added to once per batch, and become Prometheus metrics when asked for; a
+counter call per row would cost more than the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from serving.bundle import Manifest
+from serving.drift import SlidingCounts, population_stability_index
+
+CONFIDENCE_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+_MODEL = ("model", "version")
+
+
+class ClusterTally:
+    """Counts of one model's answers. Added to by one thread (the batcher's), read by any.
+
+    Parameters
+    ----------
+    manifest
+        Names the model and holds the reference shares.
+    low_confidence
+        Rows whose cluster is less probable than this count as doubtful.
+    drift_window_rows
+        Drift is measured over about so many of the last rows.
+    """
+
+    def __init__(self, manifest: Manifest, low_confidence: float, drift_window_rows: int) -> None:
+        self.labels = (manifest.name, str(manifest.version))
+        self.rows_per_cluster = np.zeros(manifest.n_clusters, np.int64)
+        self.confidence_counts = np.zeros(len(CONFIDENCE_EDGES) + 1, np.int64)
+        self.confidence_sum = 0.0
+        self.low_confidence_rows = 0
+        self._low_confidence = low_confidence
+        self._reference = np.asarray(manifest.reference.cluster_shares)
+        self._recent = SlidingCounts(manifest.n_clusters, drift_window_rows)
+
+    def add(self, clusters: np.ndarray, confidences: np.ndarray) -> None:
+        """Count ``(n_rows,)`` answers."""
+        counts = np.bincount(clusters, minlength=len(self.rows_per_cluster))
+        self.rows_per_cluster += counts
+        # A bucket of Prometheus holds its upper edge, hence "left": edges[i - 1] < value <= edges[i].
+        buckets = np.searchsorted(CONFIDENCE_EDGES, confidences, side="left")
+        self.confidence_counts += np.bincount(buckets, minlength=len(self.confidence_counts))
+        self.confidence_sum += float(confidences.sum(dtype=np.float64))
+        self.low_confidence_rows += int(np.count_nonzero(confidences < self._low_confidence))
+        self._recent.add(counts)
+
+    def drift(self) -> float:
+        """Return the population stability index of the recent rows; NaN before the first."""
+        counts = self._recent.counts()
+        return population_stability_index(counts, self._reference) if counts.any() else float("nan")
+
+
+class ClusterCollector(Collector):
+    """Turns every `ClusterTally` into Prometheus metrics when they are scraped."""
+
+    def __init__(self) -> None:
+        self.tallies: list[ClusterTally] = []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of all models."""
+        rows = CounterMetricFamily(
+            "nvisa_cluster_rows", "Rows assigned to a cluster", labels=(*_MODEL, "cluster")
+        )
+        doubtful = CounterMetricFamily(
+            "nvisa_low_confidence_rows", "Rows below the low-confidence limit", labels=_MODEL
+        )
+        confidence = HistogramMetricFamily(
+            "nvisa_confidence", "Probability of the assigned cluster", labels=_MODEL
+        )
+        drift = GaugeMetricFamily(
+            "nvisa_cluster_drift_psi",
+            "Population stability index of the recent cluster mix against the training data's",
+            labels=_MODEL,
+        )
+        for tally in list(self.tallies):
+            for cluster, count in enumerate(tally.rows_per_cluster.tolist()):
+                rows.add_metric((*tally.labels, str(cluster)), count)
+            doubtful.add_metric(tally.labels, tally.low_confidence_rows)
+            edges = [*(str(edge) for edge in CONFIDENCE_EDGES), "+Inf"]
+            cumulative = np.cumsum(tally.confidence_counts).tolist()
+            confidence.add_metric(
+                tally.labels, list(zip(edges, cumulative, strict=True)), tally.confidence_sum
+            )
+            drift.add_metric(tally.labels, tally.drift())
+        yield from (rows, doubtful, confidence, drift)

@@ -1,0 +1,136 @@
+"""Settings from the command line, the environment and a YAML file, in that order."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+SettingsT = TypeVar("SettingsT", bound="LayeredSettings")
+
+
+class InvalidSettings(ValueError):
+    """The settings cannot be used; the message names the setting and what is wrong with it."""
+
+
+class LayeredSettings(BaseSettings):
+    """Base of settings classes read by `load_settings`; subclasses set ``env_prefix`` and ``cli_prog_name``.
+
+    Attributes
+    ----------
+    config
+        The YAML file; its keys are the names of the flags.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_exit_on_error=False,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    config: Path | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment above the file, which comes as arguments; the command line goes on top."""
+        return env_settings, init_settings
+
+
+def load_settings(
+    kind: type[SettingsT],
+    arguments: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> SettingsT:
+    """Read the settings ``kind``.
+
+    Parameters
+    ----------
+    arguments
+        Without the program's name; those of this process if ``None``.
+    environment
+        Where to look for names that are no setting; that of this process if ``None``.
+
+    Raises
+    ------
+    InvalidSettings
+        If a setting is unknown, missing or out of range, or the file cannot be read.
+    SystemExit
+        If ``--help`` was asked for.
+    """
+    environment = os.environ if environment is None else environment
+    prefix = kind.model_config["env_prefix"]
+    known = {prefix + name.upper() for name in kind.model_fields}
+    # Kubernetes sets these in every pod of a namespace that has a Service of such a name.
+    service_link = re.compile(rf"{prefix}(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?")
+    unknown = sorted(
+        name
+        for name in environment
+        if name.startswith(prefix) and name not in known and not service_link.fullmatch(name)
+    )
+    if unknown:
+        raise InvalidSettings(f"there is no setting for the environment variable {', '.join(unknown)}")
+    try:
+        command_line = CliSettingsSource[Any](
+            kind, cli_parse_args=list(arguments) if arguments is not None else True
+        )
+        path = command_line().get("config") or environment.get(f"{prefix}CONFIG")
+        from_file = _read_yaml(kind, Path(path)) if path else {}
+        return kind(_cli_settings_source=command_line, **from_file)
+    except SettingsError as error:
+        raise InvalidSettings(str(error).removeprefix("error parsing CLI: ")) from error
+    except ValidationError as error:
+        raise InvalidSettings("; ".join(_explain(prefix, dict(each)) for each in error.errors())) from error
+
+
+def _explain(prefix: str, error: dict[str, Any]) -> str:
+    if not error["loc"]:
+        return str(error["msg"])
+    name = str(error["loc"][0]).replace("_", "-")
+    if error["type"] == "missing":
+        return f"--{name} is missing; pass it, or set {prefix}{name.replace('-', '_').upper()}"
+    if error["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}"
+    return f"--{name}: {error['msg']}, got {error['input']!r}"
+
+
+def _read_yaml(kind: type[LayeredSettings], path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.expanduser().read_text())
+    except OSError as error:
+        raise InvalidSettings(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InvalidSettings(
+            f"--config {path}: expected a mapping of settings, got {type(content).__name__}"
+        )
+    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    unknown = sorted(set(settings) - set(kind.model_fields) | ({"config"} & set(settings)))
+    if unknown:
+        raise InvalidSettings(f"--config {path}: there is no setting {', '.join(map(repr, unknown))}")
+    return settings

@@ -1,0 +1,49 @@
+"""How far the live mix of clusters has moved from the training data's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Shares are held away from zero, or a cluster that is empty on one side would make the index infinite.
+SMALLEST_SHARE = 1e-4
+
+
+def population_stability_index(counts: np.ndarray, reference: np.ndarray) -> float:
+    """Return the sum over clusters of ``(p - q) * ln(p / q)``.
+
+    Zero if the shares are equal; by custom below 0.1 is stable and above 0.25 has shifted. It is the
+    symmetrised Kullback-Leibler divergence, KL(p || q) + KL(q || p).
+
+    Parameters
+    ----------
+    counts
+        Live rows per cluster, ``(n_clusters,)``; not all zero.
+    reference
+        Share of the training rows per cluster, ``(n_clusters,)``.
+    """
+    live = np.maximum(counts / counts.sum(), SMALLEST_SHARE)
+    expected = np.maximum(reference, SMALLEST_SHARE)
+    return float(np.sum((live - expected) * np.log(live / expected)))
+
+
+class SlidingCounts:
+    """Rows per cluster over about the last ``window_rows`` rows.
+
+    Two half-windows are kept, and the older is forgotten when the newer is full; so the counts cover
+    between half a window and a whole one, in constant memory and without a clock.
+    """
+
+    def __init__(self, n_clusters: int, window_rows: int) -> None:
+        self._half = max(1, window_rows // 2)
+        self._older = np.zeros(n_clusters, np.int64)
+        self._newer = np.zeros(n_clusters, np.int64)
+
+    def add(self, counts: np.ndarray) -> None:
+        """Add ``counts``, rows per cluster, ``(n_clusters,)``."""
+        self._newer = self._newer + counts
+        if self._newer.sum() >= self._half:
+            self._older, self._newer = self._newer, np.zeros_like(self._newer)
+
+    def counts(self) -> np.ndarray:
+        """Rows per cluster in the window, int64 ``(n_clusters,)``."""
+        return self._older + self._newer

@@ -1,0 +1,193 @@
+"""Engines: what runs the graph. A protocol of one method, ONNX Runtime, and a fake for tests."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from serving.bundle import CLUSTER, INPUT_NAME, PROBABILITIES, Bundle, BundleError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class EngineError(RuntimeError):
+    """The engine cannot be built or run as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Assignments:
+    """What the model says of a batch.
+
+    Attributes
+    ----------
+    probabilities
+        float32 ``(n_rows, n_clusters)``, q(y|x).
+    clusters
+        int64 ``(n_rows,)``, the most probable cluster of each row.
+    """
+
+    probabilities: np.ndarray
+    clusters: np.ndarray
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """float32 ``(n_rows,)``: the probability of the assigned cluster."""
+        return self.probabilities[np.arange(len(self.clusters)), self.clusters]
+
+
+class Engine(Protocol):
+    """Runs q(y|x) on a batch. Implementations are safe to call from several threads."""
+
+    @property
+    def device(self) -> str:
+        """The device in use: ``"cpu"`` or ``"cuda"``."""
+        ...
+
+    def assign(self, x: np.ndarray) -> Assignments:
+        """Assign rows ``x`` of shape ``(n_rows, *row_shape)``, ``n_rows >= 1``, of the bundle's dtype."""
+        ...
+
+
+class OnnxEngine:
+    """ONNX Runtime over the bundle's graph.
+
+    Parameters
+    ----------
+    bundle
+        A verified bundle.
+    device
+        ``"cuda"`` refuses to start unless the graph really runs there; ``"auto"`` takes CUDA if it is
+        usable and the CPU otherwise; ``device`` tells which it was.
+    intra_op_threads
+        Threads within one run; 0 takes the processors this process may use.
+    spin
+        Let idle threads spin: faster for a job that runs back to back, wasteful for a server.
+
+    Raises
+    ------
+    EngineError
+        If the graph cannot be loaded, does not fit the manifest, or CUDA was asked for and is not there.
+    """
+
+    def __init__(
+        self, bundle: Bundle, device: Device = "auto", *, intra_op_threads: int = 0, spin: bool = False
+    ) -> None:
+        self._spec = bundle.manifest.input
+        self._n_clusters = bundle.manifest.n_clusters
+        self._session = _session(bundle, device, intra_op_threads or available_cpus(), spin)
+        self._device = "cuda" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+        names = {value.name for value in self._session.get_inputs()}
+        outputs = {value.name for value in self._session.get_outputs()}
+        if names != {INPUT_NAME} or not {PROBABILITIES, CLUSTER} <= outputs:
+            raise EngineError(
+                f"{bundle.path}: the graph has inputs {sorted(names)} and outputs {sorted(outputs)}; "
+                f"a bundle's graph has input {INPUT_NAME!r} and outputs {PROBABILITIES!r} and {CLUSTER!r}"
+            )
+
+    @property
+    def device(self) -> str:
+        """The device in use: ``"cpu"`` or ``"cuda"``."""
+        return self._device
+
+    def assign(self, x: np.ndarray) -> Assignments:
+        """Run the graph on ``x``; see `Engine.assign`.
+
+        Raises
+        ------
+        EngineError
+            If the run fails or its result has another shape than the manifest promises.
+        """
+        try:
+            probabilities, clusters = self._session.run(
+                [PROBABILITIES, CLUSTER], {INPUT_NAME: np.ascontiguousarray(x, dtype=self._spec.dtype)}
+            )
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+            raise EngineError(f"inference failed: {error}") from error
+        if probabilities.shape != (len(x), self._n_clusters) or clusters.shape != (len(x),):
+            raise EngineError(
+                f"the graph returned shapes {probabilities.shape} and {clusters.shape} "
+                f"for {len(x)} rows and {self._n_clusters} clusters"
+            )
+        return Assignments(probabilities=probabilities, clusters=clusters)
+
+
+def available_cpus() -> int:
+    """Processors this process may use: its affinity, cut by the container's CPU quota (cgroup v2)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(count, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return count
+
+
+def _session(bundle: Bundle, device: Device, threads: int, spin: bool):  # type: ignore[no-untyped-def]
+    import onnxruntime as ort
+
+    def build(cuda: bool):  # type: ignore[no-untyped-def]
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        if cuda:
+            # ONNX Runtime moves to the CPU without a word unless it is told not to.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        providers = ["CUDAExecutionProvider"] if cuda else ["CPUExecutionProvider"]
+        session = ort.InferenceSession(bundle.graph, options, providers=providers, enable_fallback=0)
+        if session.get_providers()[0] != providers[0]:
+            raise EngineError(f"asked for {providers[0]}, got {session.get_providers()}")
+        return session
+
+    if device != "cpu":
+        has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+        if not has_cuda and device == "cuda":
+            raise EngineError(
+                "device=cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu instead of "
+                "onnxruntime, or use --device cpu"
+            )
+        if has_cuda:
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
+            try:
+                return build(cuda=True)
+            except Exception as error:
+                if device == "cuda":
+                    raise EngineError(
+                        f"device=cuda: CUDA cannot be used: {error}; check the driver and the CUDA and "
+                        "cuDNN versions, or use --device cpu"
+                    ) from error
+    try:
+        return build(cuda=False)
+    except Exception as error:
+        raise BundleError(
+            f"{bundle.path}: ONNX Runtime cannot load the graph: {error}; export the model again"
+        ) from error
+
+
+class FakeEngine:
+    """An engine without a model, for tests: the cluster is the sum of a row modulo the clusters.
+
+    Parameters
+    ----------
+    n_clusters
+        Number of clusters.
+    """
+
+    device = "cpu"
+
+    def __init__(self, n_clusters: int = 10) -> None:
+        self.n_clusters = n_clusters
+        self.batch_sizes: list[int] = []
+
+    def assign(self, x: np.ndarray) -> Assignments:
+        """Assign deterministically, by arithmetic a test can repeat; records the batch size."""
+        self.batch_sizes.append(len(x))
+        clusters = x.reshape(len(x), -1).sum(axis=1).astype(np.int64) % self.n_clusters
+        probabilities = np.full((len(x), self.n_clusters), 0.1 / max(1, self.n_clusters - 1), np.float32)
+        probabilities[np.arange(len(x)), clusters] = 0.9
+        return Assignments(probabilities=probabilities, clusters=clusters)

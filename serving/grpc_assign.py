@@ -1,0 +1,108 @@
+"""``nvisa.v1.ClusterService``: the native interface."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+import numpy as np
+
+from serving.batcher import Answer
+from serving.bundle import InputSpec
+from serving.errors import InvalidInput
+from serving.inputs import check_dtype, from_bytes, from_numbers
+from serving.model_messages import DATA_TYPES, describe
+from serving.pb.nvisa.v1 import cluster_pb2 as pb
+from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceServicer
+from serving.repository import Repository
+from serving.rpc import deadline_ns
+
+SERVICE = pb.DESCRIPTOR.services_by_name["ClusterService"]
+_DTYPE_NAMES = {value: name for name, value in DATA_TYPES.items()}
+
+
+class ClusterService(ClusterServiceServicer):
+    """Answers Assign, GetModel and ListModels.
+
+    Parameters
+    ----------
+    repository
+        The models.
+    limits
+        What clients are told of the server's limits.
+    """
+
+    def __init__(self, repository: Repository, limits: pb.Limits) -> None:
+        self._repository = repository
+        self._limits = limits
+
+    async def Assign(self, request: pb.AssignRequest, context: grpc.aio.ServicerContext) -> pb.AssignResponse:
+        """Assign every row of the batch to a cluster."""
+        start = time.perf_counter_ns()
+        model = self._repository.get(request.model_name, request.model_version)
+        x = read_tensor(model.manifest.input, request.input)
+        answer = await model.batcher.assign(x, deadline_ns=deadline_ns(context))
+        reply = pb.AssignResponse(
+            request_id=request.request_id,
+            model_name=model.manifest.name,
+            model_version=model.manifest.version,
+            n_clusters=model.manifest.n_clusters,
+        )
+        as_data = bool(request.input.data)
+        write_answer(reply, answer, as_data=as_data, want_probabilities=request.want_probabilities)
+        reply.timings.queue_ns = answer.queue_ns
+        reply.timings.inference_ns = answer.inference_ns
+        reply.timings.total_ns = time.perf_counter_ns() - start
+        return reply
+
+    async def GetModel(
+        self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetModelResponse:
+        """Describe one model."""
+        model = self._repository.find(request.model_name, request.model_version)
+        default = self._repository.find(request.model_name)
+        return pb.GetModelResponse(model=describe(model, model is default), limits=self._limits)
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListModelsResponse:
+        """Describe every model."""
+        repository = self._repository
+        models = [describe(model, model is repository.find(model.name)) for model in repository.models()]
+        return pb.ListModelsResponse(models=models, limits=self._limits)
+
+
+def read_tensor(spec: InputSpec, tensor: pb.Tensor) -> np.ndarray:
+    """Return the rows of ``tensor``, checked against ``spec``.
+
+    Raises
+    ------
+    InvalidInput
+        If they do not fit.
+    """
+    dtype = _DTYPE_NAMES.get(tensor.dtype)
+    if tensor.dtype != pb.DATA_TYPE_UNSPECIFIED:
+        check_dtype(spec, dtype or f"of the unknown dtype {tensor.dtype}")
+    if tensor.values:
+        if tensor.data:
+            raise InvalidInput("the input has both data and values; set one of them")
+        return from_numbers(spec, tensor.shape, tensor.values)
+    if dtype is None:
+        raise InvalidInput(f"the input has no dtype; set it to {spec.dtype} when sending data")
+    return from_bytes(spec, tensor.shape, tensor.data)
+
+
+def write_answer(
+    reply: pb.AssignResponse, answer: Answer, *, as_data: bool, want_probabilities: bool
+) -> None:
+    """Put ``answer`` into ``reply``, as bytes or as numbers."""
+    if as_data:
+        reply.clusters_data = answer.clusters.astype("<i8", copy=False).tobytes()
+        reply.confidences_data = answer.confidences.astype("<f4", copy=False).tobytes()
+        if want_probabilities:
+            reply.probabilities_data = answer.probabilities.astype("<f4", copy=False).tobytes()
+        return
+    reply.clusters.extend(answer.clusters.tolist())
+    reply.confidences.extend(answer.confidences.tolist())
+    if want_probabilities:
+        reply.probabilities.extend(answer.probabilities.ravel().tolist())

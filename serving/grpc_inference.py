@@ -1,0 +1,159 @@
+"""``inference.GRPCInferenceService``: Open Inference Protocol v2, for clients that nobody here wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import grpc
+import numpy as np
+
+from serving.bundle import CLUSTER, INPUT_NAME, PROBABILITIES, InputSpec, Manifest, parse_version
+from serving.errors import InvalidInput, UnknownModel
+from serving.inputs import check_dtype, from_bytes, from_numbers
+from serving.pb.inference import grpc_service_pb2 as pb
+from serving.pb.inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
+from serving.repository import ModelState, Repository
+from serving.rpc import deadline_ns
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+PLATFORM = "onnx_onnxv1"
+_DTYPES = {"UINT8": "uint8", "FP32": "float32"}
+_DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
+_OUTPUT_DATATYPES = {PROBABILITIES: "FP32", CLUSTER: "INT64"}
+_TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
+
+
+class InferenceService(GRPCInferenceServiceServicer):
+    """Answers the protocol's six RPCs.
+
+    Parameters
+    ----------
+    repository
+        The models.
+    is_ready
+        Whether the server takes requests.
+    """
+
+    def __init__(self, repository: Repository, is_ready: Callable[[], bool]) -> None:
+        self._repository = repository
+        self._is_ready = is_ready
+
+    async def ServerLive(
+        self, request: pb.ServerLiveRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ServerLiveResponse:
+        """Say that the process is alive."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: pb.ServerReadyRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ServerReadyResponse:
+        """Say whether the server takes requests."""
+        return pb.ServerReadyResponse(ready=self._is_ready())
+
+    async def ModelReady(
+        self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ModelReadyResponse:
+        """Say whether a model takes requests."""
+        model = self._repository.find(request.name, _version(request.version))
+        return pb.ModelReadyResponse(ready=self._is_ready() and model.state is ModelState.READY)
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ServerMetadataResponse:
+        """Say what this server is; it has none of the protocol's extensions."""
+        return pb.ServerMetadataResponse(name="nvisa", version=_package_version())
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ModelMetadataResponse:
+        """Describe a model's inputs and outputs."""
+        manifest = self._repository.get(request.name, _version(request.version)).manifest
+        spec = manifest.input
+        datatype = _DATATYPES[spec.dtype]
+        versions = [str(model.version) for model in self._repository.models() if model.name == manifest.name]
+        return pb.ModelMetadataResponse(
+            name=manifest.name,
+            versions=versions,
+            platform=PLATFORM,
+            inputs=[_TensorMetadata(name=INPUT_NAME, datatype=datatype, shape=(-1, *spec.shape))],
+            outputs=[
+                _TensorMetadata(name=PROBABILITIES, datatype="FP32", shape=(-1, manifest.n_clusters)),
+                _TensorMetadata(name=CLUSTER, datatype="INT64", shape=(-1,)),
+            ],
+        )
+
+    async def ModelInfer(
+        self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ModelInferResponse:
+        """Assign a batch of rows."""
+        model = self._repository.get(request.model_name, _version(request.model_version))
+        names = _requested_outputs(request)
+        x = _read_input(model.manifest.input, request)
+        answer = await model.batcher.assign(x, deadline_ns=deadline_ns(context))
+        values = {PROBABILITIES: answer.probabilities, CLUSTER: answer.clusters}
+        outputs = {name: values[name] for name in names}
+        return _write_outputs(request, model.manifest, outputs)
+
+
+def _read_input(spec: InputSpec, request: pb.ModelInferRequest) -> np.ndarray:
+    if len(request.inputs) != 1 or request.inputs[0].name != INPUT_NAME:
+        names = ", ".join(repr(tensor.name[:64]) for tensor in request.inputs[:8]) or "none"
+        raise InvalidInput(f"the model takes one input, {INPUT_NAME!r}; got {names}")
+    tensor = request.inputs[0]
+    check_dtype(spec, _DTYPES.get(tensor.datatype) or f"of datatype {tensor.datatype[:64]!r}")
+    if request.raw_input_contents:
+        if len(request.raw_input_contents) != 1:
+            entries = len(request.raw_input_contents)
+            raise InvalidInput(f"raw_input_contents has {entries} entries for 1 input")
+        if tensor.HasField("contents"):
+            raise InvalidInput("the input has both contents and raw_input_contents; set one of them")
+        return from_bytes(spec, tensor.shape, request.raw_input_contents[0])
+    contents = tensor.contents
+    numbers: Sequence[float] = contents.uint_contents if spec.dtype == "uint8" else contents.fp32_contents
+    return from_numbers(spec, tensor.shape, numbers)
+
+
+def _requested_outputs(request: pb.ModelInferRequest) -> list[str]:
+    names = [output.name for output in request.outputs] or list(_OUTPUT_DATATYPES)
+    for name in names:
+        if name not in _OUTPUT_DATATYPES:
+            raise InvalidInput(f"no output {name[:64]!r}; the model has {', '.join(_OUTPUT_DATATYPES)}")
+    if len(set(names)) != len(names):
+        raise InvalidInput("an output is asked for twice")
+    return names
+
+
+def _write_outputs(
+    request: pb.ModelInferRequest, manifest: Manifest, outputs: dict[str, np.ndarray]
+) -> pb.ModelInferResponse:
+    reply = pb.ModelInferResponse(
+        model_name=manifest.name, model_version=str(manifest.version), id=request.id
+    )
+    for name, values in outputs.items():
+        tensor = reply.outputs.add(name=name, datatype=_OUTPUT_DATATYPES[name], shape=values.shape)
+        # The answer takes the form of the question; common clients can read no other.
+        if request.raw_input_contents:
+            little_endian = values.dtype.newbyteorder("<")
+            reply.raw_output_contents.append(values.astype(little_endian, copy=False).tobytes())
+        elif name == CLUSTER:
+            tensor.contents.int64_contents.extend(values.tolist())
+        else:
+            tensor.contents.fp32_contents.extend(values.ravel().tolist())
+    return reply
+
+
+def _version(text: str) -> int:
+    if not text:
+        return 0
+    number = parse_version(text) if len(text) < 19 else None  # an int64 at most
+    if number is None:
+        raise UnknownModel(f"no version {text[:64]!r}; versions are positive integers")
+    return number
+
+
+def _package_version() -> str:
+    try:
+        return version("nvisa")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"

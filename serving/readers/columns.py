@@ -1,0 +1,128 @@
+"""Which columns of a table are the row, the label and the ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+from pyarrow import types
+
+from serving.readers.source import DataError
+
+LABEL_NAMES = frozenset({"label", "labels", "y", "target", "targets", "class"})
+ID_NAMES = frozenset({"id", "index", "row", "row_id", "__index_level_0__", "unnamed: 0", ""})
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """What the user said about the columns; see `serving.readers.open_source`."""
+
+    label: str | None = None
+    ids: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    read_labels: bool = True
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each column is for. ``features`` is one column unless ``kind`` is ``"numeric"``."""
+
+    kind: Literal["image", "list", "numeric"]
+    features: tuple[str, ...]
+
+
+def assign_roles(path: Path, schema: pa.Schema, choice: ColumnChoice) -> Roles:
+    """Find the row in a table: the only image column, else the only list column, else all numeric ones.
+
+    Raises
+    ------
+    DataError
+        If a named column is not there or named twice, nothing can be a row, there are several image or
+        list columns to choose from, or a numeric column looks like a label or an id and nobody said.
+    """
+    names = schema.names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: has more than one column named {twice}; rename them")
+    named = [*([choice.label] if choice.label else []), *choice.ids, *choice.features]
+    missing = [name for name in named if name not in names]
+    if missing:
+        raise DataError(f"{path}: has no column {missing}; it has {_listed(names)}")
+    overlap = {choice.label, *choice.ids} & set(choice.features)
+    if overlap or len(set(choice.features)) < len(choice.features):
+        raise DataError(f"{path}: a feature column is named twice, or also as label or id: {sorted(named)}")
+    candidates = choice.features or tuple(n for n in names if n != choice.label and n not in choice.ids)
+    images = tuple(n for n in candidates if is_image(schema.field(n).type))
+    lists = tuple(n for n in candidates if is_list(schema.field(n).type))
+    numeric = tuple(n for n in candidates if is_number(schema.field(n).type))
+    if choice.features:
+        odd = [n for n in candidates if n not in images + lists + numeric]
+        if odd or len(images) + len(lists) + bool(numeric) != 1:
+            kinds = {n: str(schema.field(n).type) for n in candidates}
+            raise DataError(
+                f"{path}: the feature columns {kinds} do not make up a row; name one image column, one "
+                "list column, or numeric columns only"
+            )
+    if len(images) + len(lists) > 1:
+        raise DataError(
+            f"{path}: the columns {[*images, *lists]} could each be the row; name one with --feature-columns"
+        )
+    if images:
+        return Roles("image", images)
+    if lists:
+        return Roles("list", lists)
+    if not numeric:
+        raise DataError(
+            f"{path}: no image, list or numeric column to make up a row among {_listed(list(candidates))}"
+        )
+    if not choice.features:
+        _refuse_suspects(path, numeric)
+    return Roles("numeric", numeric)
+
+
+def is_image(kind: pa.DataType) -> bool:
+    """Whether a column can hold encoded images: binary, or a struct with a binary field ``bytes``."""
+    if types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and is_image(kind.field(index).type)
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds (nested) lists of numbers."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return is_list(kind.storage_type)
+    if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        return False
+    return is_list(kind.value_type) or is_number(kind.value_type)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column can be a feature. A column that is all null counts, so that it is not lost unseen."""
+    return any(
+        test(kind)
+        for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+    )
+
+
+def _refuse_suspects(path: Path, numeric: tuple[str, ...]) -> None:
+    labels = [name for name in numeric if name.lower() in LABEL_NAMES]
+    if labels:
+        raise DataError(
+            f"{path}: column {labels[0]!r} looks like a label and would become a feature; name it with "
+            "--label-column, or say what the features are with --feature-columns"
+        )
+    ids = [name for name in numeric if name.lower() in ID_NAMES]
+    if ids:
+        raise DataError(
+            f"{path}: column {ids[0]!r} looks like an id and would become a feature; name it with "
+            "--id-columns, or say what the features are with --feature-columns"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{names[:_SHOWN]}{more}"

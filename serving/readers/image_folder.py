@@ -1,0 +1,49 @@
+"""A folder of image files, sorted by path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from serving.bundle import InputSpec
+from serving.readers.decode import PROBE_ROWS
+from serving.readers.images import decode_image, promised_shape
+from serving.readers.source import Chunk, DataError, Source, input_spec
+
+
+class ImageFolderSource(Source):
+    """One row per file, uint8; the id column ``path`` is relative to the folder.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    files
+        The image files, in order.
+    expected
+        See `serving.readers.open_source`.
+    """
+
+    def __init__(self, path: Path, files: tuple[Path, ...], expected: InputSpec | None = None) -> None:
+        try:
+            shape = promised_shape((file.read_bytes() for file in files[:PROBE_ROWS]), expected)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
+        super().__init__(path, files, len(files), input_spec("uint8", shape), has_labels=False)
+
+    def _chunks(self, start: int, stop: int, chunk_rows: int) -> Iterator[Chunk]:
+        for first in range(start, stop, chunk_rows):
+            files = self.files[first : min(first + chunk_rows, stop)]
+            x = np.zeros((len(files), *self.input.shape), np.uint8)
+            errors: dict[int, str] = {}
+            for row, file in enumerate(files):
+                data = file.read_bytes()  # an OSError is the disk's fault, not the row's: let it through
+                try:
+                    x[row] = decode_image(data, self.input.shape)
+                except ValueError as error:
+                    errors[row] = str(error)
+            names = [file.relative_to(self.path).as_posix() for file in files]
+            yield Chunk(start=first, x=x, ids=pa.table({"path": names}), errors=errors)

@@ -1,0 +1,49 @@
+"""A whole source in memory, for training: here an unreadable row is an error."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from serving.readers.source import DataError, Source
+
+_SHOWN = 3
+
+
+def read_all(source: Source) -> tuple[np.ndarray, np.ndarray | None]:
+    """All rows and labels of ``source``.
+
+    Returns
+    -------
+    x, labels
+        ``(n_rows, *shape)`` in the source's dtype, and int64 ``(n_rows,)`` or ``None``. Both are writable.
+
+    Raises
+    ------
+    DataError
+        If any row cannot be read: a corrupt image, another size than the rest, NaN or infinity.
+    """
+    x = np.empty((source.n_rows, *source.input.shape), source.input.dtype)
+    labels = np.empty(source.n_rows, np.int64) if source.has_labels else None
+    n_bad = 0
+    shown: list[str] = []
+    for chunk in source.chunks():
+        rows = slice(chunk.start, chunk.start + len(chunk))
+        x[rows] = chunk.x
+        if labels is not None and chunk.labels is not None:
+            labels[rows] = chunk.labels
+        n_bad += len(chunk.errors)
+        for offset, message in sorted(chunk.errors.items())[: _SHOWN - len(shown)]:
+            name = "" if chunk.ids is None else f" ({_name_of(chunk.ids, offset)})"
+            shown.append(f"row {chunk.start + offset}{name}: {message}")
+    if n_bad:
+        more = f"; and {n_bad - len(shown)} more" if n_bad > len(shown) else ""
+        raise DataError(
+            f"{source.path}: {n_bad} of {source.n_rows} rows cannot be used: {'; '.join(shown)}{more}; "
+            "repair or remove them"
+        )
+    return x, labels
+
+
+def _name_of(ids: object, offset: int) -> str:
+    row = ids.slice(offset, 1).to_pylist()[0]  # type: ignore[attr-defined]
+    return ", ".join(str(value) for value in row.values())

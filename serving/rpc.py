@@ -1,0 +1,108 @@
+"""What every RPC has in common: reading the request, a status for every error, a count and a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from serving.errors import DeadlinePassed, InvalidInput, status_of
+from serving.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
+
+
+class _Undecodable:
+    """Stands for a request that is not the message it should be, so that it gets a proper status."""
+
+
+def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metrics) -> grpc.GenericRpcHandler:
+    """Return what a gRPC server needs to answer ``service``'s unary RPCs with ``servicer``'s methods.
+
+    Parameters
+    ----------
+    service
+        The service as its ``.proto`` describes it.
+    servicer
+        Has one coroutine method for every RPC, of the same name. Its errors become statuses by the table
+        in `serving.errors`, here and nowhere else.
+    metrics
+        Where calls are counted, as ``service/method``.
+    """
+    handlers = {}
+    for method in service.methods:
+        handle = _answering(f"{service.full_name}/{method.name}", getattr(servicer, method.name), metrics)
+        handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+            handle,
+            request_deserializer=_reader(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def deadline_ns(context: grpc.aio.ServicerContext) -> int | None:
+    """Return the caller's deadline on `time.perf_counter_ns`'s clock, or ``None`` if there is none.
+
+    Raises
+    ------
+    DeadlinePassed
+        If it has passed already.
+    """
+    remaining = context.time_remaining()
+    if remaining is None:
+        return None
+    if remaining <= 0:
+        raise DeadlinePassed("the deadline had passed when the call arrived")
+    return time.perf_counter_ns() + int(remaining * 1e9)
+
+
+def _reader(message: Any) -> Callable[[bytes], Any]:
+    def read(data: bytes) -> Any:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return _Undecodable()
+
+    return read
+
+
+def _answering(method: str, handler: Handler, metrics: Metrics) -> Handler:
+    async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        start = time.perf_counter()
+        code, why = "OK", ""
+        try:
+            if isinstance(request, _Undecodable):
+                raise InvalidInput(f"the request is not the message that {method} takes")
+            return await handler(request, context)
+        except asyncio.CancelledError:
+            # gRPC cancels the handler when the caller leaves and when the deadline passes.
+            remaining = context.time_remaining()
+            code = "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
+            raise
+        except Exception as error:
+            status = status_of(error, method, _request_id(request))
+            code, why = status.code.name, status.message
+        finally:
+            seconds = time.perf_counter() - start
+            metrics.answered(method, code, seconds)
+            if log.isEnabledFor(logging.DEBUG):
+                call = {"method": method, "code": code, "why": why, "request_id": _request_id(request)}
+                log.debug("call", extra=call | {"seconds": round(seconds, 6)})
+        # Only now, so that whoever has the answer finds it counted.
+        await context.abort(status.code, status.message, status.trailers)
+
+    return answer
+
+
+def _request_id(request: Any) -> str:
+    """Return the caller's own id for ``request``, cut to a length fit for a log."""
+    return str(getattr(request, "request_id", "") or getattr(request, "id", ""))[:128]

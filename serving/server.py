@@ -1,0 +1,228 @@
+"""The server: its parts put together, and its life from the first port to the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from serving.bundle import BundleError
+from serving.engine import EngineError
+from serving.errors import StartError
+from serving.grpc_port import SERVICES, build_grpc_server, listen
+from serving.health import HealthService
+from serving.http_port import HttpPort
+from serving.metrics import Metrics
+from serving.repository import BuildEngine, Repository, onnx_engine
+from serving.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """One server process. Create it inside a running event loop, then `run` it.
+
+    Parameters
+    ----------
+    settings
+        How to serve.
+    build_engine
+        How an engine is made of a bundle; tests pass a fake.
+
+    Raises
+    ------
+    StartError
+        If the repository is missing or empty.
+    """
+
+    def __init__(self, settings: ServerSettings, build_engine: BuildEngine = onnx_engine) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.grpc_port = 0
+        self.metrics_port = 0
+        self.started = asyncio.Event()
+        self._why_not_ready = "starting"
+        try:
+            self._repository = Repository(settings, self.metrics, build_engine)
+        except BundleError as error:
+            raise StartError(str(error)) from error
+        self._health = HealthService(SERVICES)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._drain_seconds = settings.drain_seconds
+
+    async def run(self) -> int:
+        """Serve until told to stop; the exit status of the process.
+
+        Returns
+        -------
+        int
+            0 after an orderly stop; 1 if a background task died, or calls had to be cut off.
+
+        Raises
+        ------
+        StartError
+            If a port is taken or a model cannot be loaded.
+        """
+        settings = self.settings
+        grpc_server = build_grpc_server(settings, self._repository, self.metrics, self._health, self.is_ready)
+        self.grpc_port = listen(grpc_server, settings.host, settings.grpc_port)
+        http_port = HttpPort(
+            settings.host, settings.metrics_port, self.metrics.registry, lambda: self._why_not_ready
+        )
+        self.metrics_port = http_port.port
+        try:
+            await grpc_server.start()
+            self._report_ports()
+            self.started.set()
+            if await self._load_and_serve(http_port):
+                return 0 if await self._drain(grpc_server) else 1
+            return 1
+        finally:
+            self._set_ready("stopped")
+            self._health.close()
+            await grpc_server.stop(0)
+            http_port.close()
+
+    def stop(self) -> None:
+        """Ask the server to stop gracefully; asked again, it leaves out the wait that it is in."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def handle_signals(self) -> None:
+        """SIGTERM stops gracefully, SIGINT without waiting for load balancers; another one hurries it."""
+        loop = asyncio.get_running_loop()
+
+        def interrupted() -> None:
+            self._drain_seconds = 0.0
+            self.stop()
+
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+
+    def _report_ports(self) -> None:
+        ports = {"grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
+        log.info("listening", extra={"host": self.settings.host, **ports})
+        if self.settings.port_file is not None:
+            _write_ports(self.settings.port_file, ports)
+
+    async def _load_and_serve(self, http_port: HttpPort) -> bool:
+        """Load, then serve until told to stop; False if a background task died before that."""
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            self._set_ready("loading models")
+            loading = _in_thread(self._repository.load)
+            waiting: set[asyncio.Future[Any]] = {loading, stop}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                return True
+            try:
+                loading.result()
+            except (BundleError, EngineError) as error:
+                raise StartError(str(error)) from error
+            self._repository.start()
+            self._set_ready("")
+            log.info(
+                "ready",
+                extra={
+                    "grpc_port": self.grpc_port,
+                    "metrics_port": self.metrics_port,
+                    "models": [f"{model.name}/{model.version}" for model in self._repository.models()],
+                },
+            )
+            watched: set[asyncio.Future[Any]] = {http_port.failed}
+            watched |= {batcher.task for batcher in self._repository.batchers()}
+            done, _ = await asyncio.wait({stop, *watched}, return_when=asyncio.FIRST_COMPLETED)
+            dead = done & watched
+            for task in dead:
+                cause = None if task.cancelled() else task.exception()
+                extra = {"task": str(task)}
+                log.error("a background task died; the server stops", exc_info=cause, extra=extra)
+            return not dead
+        finally:
+            stop.cancel()
+
+    async def _drain(self, grpc_server: grpc.aio.Server) -> bool:
+        """Stop taking calls, finish those in flight; whether all were finished."""
+        self._set_ready("draining")
+        log.info("draining", extra={"drain_seconds": self._drain_seconds})
+        # Load balancers still send calls until they have seen that we are not ready: answer those.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), self._drain_seconds)
+        self._hurry.clear()
+        self._health.close()
+        finishing = asyncio.create_task(self._finish(grpc_server))
+        hurry = asyncio.create_task(self._hurry.wait())
+        waiting: set[asyncio.Future[Any]] = {finishing, hurry}
+        grace = self.settings.grace_seconds
+        try:
+            await asyncio.wait(waiting, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            finished = finishing.done()
+            if finished:
+                finishing.result()
+        finally:
+            finishing.cancel()
+            hurry.cancel()
+        log.info("stopped" if finished else "stopped, calls in flight were cut off")
+        return finished
+
+    async def _finish(self, grpc_server: grpc.aio.Server) -> None:
+        # Longer than we wait for this, or gRPC would cut calls off without telling us.
+        await grpc_server.stop(self.settings.grace_seconds + 5)
+        for batcher in self._repository.batchers():
+            await batcher.close()
+
+    def is_ready(self) -> bool:
+        """Whether every model is warm and the server is not draining."""
+        return not self._why_not_ready
+
+    def _set_ready(self, why_not: str) -> None:
+        self._why_not_ready = why_not
+        self._health.set_ready(not why_not)
+        self.metrics.ready.set(not why_not)
+
+
+def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
+    """Run ``work`` in a daemon thread: unlike a pool's, it does not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if result.cancelled():
+            return
+        if error is None:
+            result.set_result(None)
+        else:
+            result.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as raised:
+            error = raised
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return result
+
+
+def _write_ports(path: Path, ports: dict[str, int]) -> None:
+    """Write the ports as JSON; whoever waits for the file finds it whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(ports) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise StartError(f"cannot write --port-file {path}: {error.strerror}") from error

@@ -1,0 +1,39 @@
+"""A client that nobody here wrote gets the in-process engine's answers from a running server."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from serving.bundle import read_bundle
+from serving.engine import OnnxEngine
+from tests.bundles import make_bundle, random_rows
+from tests.servers import TIMEOUT, ServerProcess
+
+
+def test_tritonclient_reads_the_metadata_and_gets_the_engines_answers(tmp_path):
+    bundle = make_bundle(tmp_path / "models")
+    rows = random_rows(300, seed=7)
+    np.save(tmp_path / "rows.npy", rows)
+    with ServerProcess(tmp_path / "models", tmp_path) as server:
+        script = Path(__file__).with_name("tritonclient_assign.py")
+        files = (str(tmp_path / "rows.npy"), str(tmp_path / "answers.npz"))
+        ended = subprocess.run(
+            [sys.executable, str(script), server.grpc_target, *files],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+    answers = np.load(tmp_path / "answers.npz")
+    expected = OnnxEngine(read_bundle(bundle), "cpu").assign(rows)
+    np.testing.assert_array_equal(answers["cluster"], expected.clusters)
+    assert answers["cluster"].dtype == np.int64
+    np.testing.assert_allclose(answers["probabilities"], expected.probabilities, rtol=1e-5, atol=1e-7)
+    not_found, invalid = answers["refusals"]
+    assert "NOT_FOUND" in not_found
+    assert "no model 'nope'" in not_found
+    assert "INVALID_ARGUMENT" in invalid
+    assert "[n_rows, 8, 8]" in invalid

@@ -1,0 +1,128 @@
+"""The client, its command line and the labelling job against the real server in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from serving.bundle import read_bundle
+from serving.client import AsyncClusterClient, ClusterClient, ClusterServiceError, Health
+from serving.client.cli import main as client_main
+from serving.engine import OnnxEngine
+from serving.labelling.cli import main as label_main
+from tests.bundles import make_bundle, random_rows
+
+N_ROWS = 10_000
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return read_bundle(make_bundle(tmp_path_factory.mktemp("served") / "models"))
+
+
+@pytest.fixture(scope="module")
+def target(bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    ports, log = folder / "ports.json", folder / "log"
+    command = [
+        sys.executable, "-m", "serving.cli", "--model-repository", str(bundle.path.parents[1]),
+        "--grpc-port", "0", "--metrics-port", "0", "--port-file", str(ports),
+        "--device", "cpu", "--drain-seconds", "0",
+    ]  # fmt: skip
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        _wait_until_ready(process, ports, log)
+        yield f"127.0.0.1:{json.loads(ports.read_text())['grpc_port']}"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_ready(process, ports, log) -> None:
+    while True:
+        assert process.poll() is None, log.read_text()
+        if ports.exists():
+            with ClusterClient(f"127.0.0.1:{json.loads(ports.read_text())['grpc_port']}") as client:
+                try:
+                    if client.health(timeout=5).ready:
+                        return
+                except ClusterServiceError:
+                    pass  # not listening yet
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def data(bundle, tmp_path_factory):
+    """The file, and the in-process engine's answers."""
+    x = random_rows(N_ROWS, seed=7)
+    path = tmp_path_factory.mktemp("data") / "x.npy"
+    np.save(path, x)
+    return path, OnnxEngine(bundle, "cpu", intra_op_threads=1).assign(x)
+
+
+async def test_both_clients_answer_as_the_engine_does(target, data):
+    path, expected = data
+    x = np.load(path)
+    with ClusterClient(target) as client:
+        one = client.assign(x, model="toy", probabilities=True)
+        assert client.health() == Health(alive=True, ready=True)
+    async with AsyncClusterClient(target) as client:
+        other = await client.assign(x, model="toy", probabilities=True)
+    for result in (one, other):
+        np.testing.assert_array_equal(result.clusters, expected.clusters)
+        np.testing.assert_allclose(result.confidences, expected.confidences, rtol=1e-5)
+        np.testing.assert_allclose(result.probabilities, expected.probabilities, rtol=1e-4, atol=1e-6)
+
+
+def test_command_line(target, data, tmp_path, capsys):
+    path, expected = data
+    out = tmp_path / "out.parquet"
+    assert (
+        client_main(
+            [
+                "assign",
+                "--target",
+                target,
+                "--model",
+                "toy",
+                "--input",
+                str(path),
+                "--output",
+                str(out),
+                "--json",
+            ]
+        )
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["rows"] == N_ROWS
+    np.testing.assert_array_equal(pq.read_table(out)["cluster"], expected.clusters)
+    assert client_main(["models", "--target", target, "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)
+    assert (model["name"], model["version"], model["state"]) == ("toy", 1, "ready")
+
+
+def test_labelling_by_the_server_and_in_process_agree(target, bundle, data, tmp_path):
+    path, expected = data
+    for name, more in (("remote", ["--target", target]), ("local", ["--device", "cpu"])):
+        arguments = ["--model", str(bundle.path), "--input", str(path), "--output", str(tmp_path / name)]
+        assert label_main([*arguments, "--rows-per-shard", "4000", *more]) == 0
+        np.testing.assert_array_equal(pq.read_table(tmp_path / name)["cluster"], expected.clusters)
+
+
+def test_labelling_refuses_a_server_with_another_model_of_the_name(target, data, tmp_path, capsys):
+    other = make_bundle(tmp_path / "models", seed=5)
+    arguments = ["--model", str(other), "--input", str(data[0]), "--output", str(tmp_path / "out")]
+    assert label_main([*arguments, "--target", target]) == 42
+    assert "not the same model" in capsys.readouterr().err
+    assert not os.path.exists(tmp_path / "out")

@@ -1,0 +1,108 @@
+"""A cluster service for client tests: in this process, on a real socket, with a fake engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from serving.engine import FakeEngine
+from serving.pb.nvisa.v1 import cluster_pb2 as pb
+from serving.pb.nvisa.v1 import cluster_pb2_grpc as rpc
+
+SHAPE = (4,)
+N_CLUSTERS = 5
+Failure = tuple[grpc.StatusCode, dict[str, str]]
+
+
+class ClusterService(rpc.ClusterServiceServicer):
+    """Model ``toy``: uint8 rows of 4, versions 1 and 2 (the default).
+
+    Attributes
+    ----------
+    failures
+        Failures of the next calls of Assign, in order; a call that finds none is answered.
+    calls
+        The requests for Assign that were answered.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
+        self.calls: list[pb.AssignRequest] = []
+        self.attempts = 0
+        self.limits = pb.Limits(max_message_bytes=1 << 20, max_queue_rows=2000)
+        self.graph_sha256 = "0" * 64
+        self.engine = FakeEngine(N_CLUSTERS)
+        self.health = health.HealthServicer()
+        self._lock = threading.Lock()
+
+    def model(self, version: int) -> pb.Model:
+        return pb.Model(
+            name="toy",
+            version=version,
+            is_default=version == 2,
+            state=pb.MODEL_STATE_READY,
+            device="cpu",
+            input=pb.InputSpec(dtype=pb.DATA_TYPE_UINT8, shape=SHAPE, meaning="image"),
+            n_clusters=N_CLUSTERS,
+            clusters=[pb.Cluster(id=k, name=f"cluster {k}") for k in range(N_CLUSTERS)],
+            graph_sha256=self.graph_sha256,
+            created="2026-01-01T00:00:00Z",
+        )
+
+    def Assign(self, request, context):
+        with self._lock:
+            self.attempts += 1
+            failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            context.set_trailing_metadata(tuple(failure[1].items()))
+            context.abort(failure[0], "not now")
+        if request.model_name != "toy":
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model_name!r}")
+        if request.input.dtype != pb.DATA_TYPE_UINT8:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the model takes uint8")
+        x = np.frombuffer(request.input.data, np.uint8).reshape(tuple(request.input.shape))
+        with self._lock:
+            self.calls.append(request)
+            run = self.engine.assign(x)
+        return pb.AssignResponse(
+            model_name="toy",
+            model_version=request.model_version or 2,
+            clusters_data=run.clusters.astype("<i8").tobytes(),
+            confidences_data=run.confidences.astype("<f4").tobytes(),
+            probabilities_data=run.probabilities.tobytes() if request.want_probabilities else b"",
+            n_clusters=N_CLUSTERS,
+        )
+
+    def GetModel(self, request, context):
+        if request.model_name != "toy":
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model_name!r}")
+        return pb.GetModelResponse(model=self.model(request.model_version or 2), limits=self.limits)
+
+    def ListModels(self, request, context):
+        return pb.ListModelsResponse(models=[self.model(1), self.model(2)], limits=self.limits)
+
+    def set_ready(self, ready: bool) -> None:
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        self.health.set("nvisa.v1.ClusterService", status)
+
+
+@contextmanager
+def running(service: ClusterService) -> Iterator[str]:
+    """Serve on a free port; gives the target."""
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    rpc.add_ClusterServiceServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(service.health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()

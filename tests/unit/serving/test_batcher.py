@@ -1,0 +1,359 @@
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from serving.batcher import Batcher, BatchLimits
+from serving.bundle import InputSpec
+from serving.engine import Assignments, EngineError, FakeEngine
+from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
+from serving.metrics import Metrics
+from tests.servers import GatedEngine
+
+SPEC = InputSpec(dtype="float32", shape=(2,), meaning="features")
+
+
+@pytest.fixture
+async def start(manifest):
+    """Start batchers on an engine; they must end with the test, and without calls left behind."""
+    batchers = []
+    metrics = Metrics()
+
+    def start(engine, **limits):
+        model = metrics.for_model(manifest, low_confidence=0.5, drift_window_rows=1000)
+        batcher = Batcher(engine, SPEC, BatchLimits(**limits), model)
+        batcher.registry = metrics.registry
+        batchers.append((batcher, engine))
+        return batcher
+
+    yield start
+    for batcher, engine in batchers:
+        if isinstance(engine, GatedEngine):
+            engine.gate.set()
+        await batcher.close()
+
+
+def rows(n, first=0):
+    """``n`` rows; the fake engine's cluster of row i is ``first + i`` modulo 10."""
+    x = np.zeros((n, 2), np.float32)
+    x[:, 0] = np.arange(first, first + n)
+    return x
+
+
+def sample(batcher, name, **labels):
+    return batcher.registry.get_sample_value(name, {"model": "toy", "version": "1", **labels})
+
+
+async def entered(engine, times=1):
+    """Wait until the engine has been called ``times`` more times."""
+    for _ in range(times):
+        while not engine.entered.acquire(blocking=False):
+            await asyncio.sleep(0.001)
+
+
+async def waiting(batcher, n):
+    """Wait until ``n`` rows wait."""
+    while sample(batcher, "nvisa_queue_rows") != n:
+        await asyncio.sleep(0.001)
+
+
+async def test_a_lone_call_runs_at_once_and_alone(start):
+    engine = FakeEngine()
+    answer = await start(engine).assign(rows(3, first=5))
+    assert answer.clusters.tolist() == [5, 6, 7]
+    np.testing.assert_allclose(answer.confidences, 0.9)
+    assert answer.probabilities.shape == (3, 10)
+    assert answer.queue_ns > 0
+    assert answer.inference_ns > 0
+    assert engine.batch_sizes == [3]
+
+
+async def test_calls_that_come_while_the_model_is_busy_share_one_run(start):
+    engine = GatedEngine()
+    batcher = start(engine)
+    first = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    others = [asyncio.create_task(batcher.assign(rows(2, first=i))) for i in range(10)]
+    await waiting(batcher, 20)
+    engine.gate.set()
+    await first
+    for i, answer in enumerate(await asyncio.gather(*others)):
+        assert answer.clusters.tolist() == [i % 10, (i + 1) % 10]
+    assert engine.batch_sizes == [1, 20]
+
+
+async def test_a_batch_is_bounded_in_rows_not_in_calls(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_batch_rows=4)
+    calls = [asyncio.create_task(batcher.assign(rows(3, first=i))) for i in range(3)]
+    await entered(engine)
+    engine.gate.set()
+    answers = await asyncio.gather(*calls)
+    assert [answer.clusters[0] for answer in answers] == [0, 1, 2]
+    assert engine.batch_sizes == [3, 3, 3]
+
+
+async def test_a_call_larger_than_a_batch_is_split_and_put_together_in_order(start):
+    engine = FakeEngine()
+    batcher = start(engine, max_batch_rows=4, threads=3)
+    answer = await batcher.assign(rows(11))
+    assert answer.clusters.tolist() == [i % 10 for i in range(11)]
+    assert answer.probabilities.shape == (11, 10)
+    assert sorted(engine.batch_sizes) == [3, 4, 4]
+
+
+async def test_parts_that_return_in_another_order_are_put_together_in_the_rows_order(start):
+    class SlowStart(GatedEngine):
+        """Holds back the batch with row 0 until the others are done."""
+
+        def assign(self, x):
+            if x[0, 0] == 0:
+                return super().assign(x)
+            answer = FakeEngine.assign(self, x)
+            if len(self.batch_sizes) == 2:
+                self.gate.set()
+            return answer
+
+    engine = SlowStart()
+    answer = await start(engine, max_batch_rows=4, threads=2).assign(rows(12))
+    assert answer.clusters.tolist() == [i % 10 for i in range(12)]
+
+
+async def test_a_full_batch_is_prepared_while_the_model_runs_but_no_other(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_batch_rows=4)
+    calls = [asyncio.create_task(batcher.assign(rows(4))) for _ in range(3)]
+    await entered(engine)
+    await waiting(batcher, 4)  # one runs, one is prepared, one waits
+    engine.gate.set()
+    await asyncio.gather(*calls)
+
+    engine.gate.clear()
+    calls = [asyncio.create_task(batcher.assign(rows(4)))]
+    await entered(engine, 3)
+    calls += [asyncio.create_task(batcher.assign(rows(3)))]
+    await waiting(batcher, 3)  # not full: it stays open for company
+    engine.gate.set()
+    await asyncio.gather(*calls)
+
+
+async def test_batches_are_padded_to_the_next_bucket_and_the_padding_is_counted(start):
+    class Recorder(FakeEngine):
+        padding = None
+
+        def assign(self, x):
+            self.padding = x[3:]
+            return super().assign(x)
+
+    engine = Recorder()
+    batcher = start(engine, max_batch_rows=16, buckets=(1, 4, 16))
+    assert len((await batcher.assign(rows(1))).clusters) == 1
+    assert (await batcher.assign(rows(3, first=4))).clusters.tolist() == [4, 5, 6]
+    assert engine.batch_sizes == [1, 4]
+    assert not engine.padding.any()
+    assert sample(batcher, "nvisa_padding_rows_total") == 1
+    assert sample(batcher, "nvisa_rows_total") == 4
+    assert sum(sample(batcher, "nvisa_cluster_rows_total", cluster=str(k)) for k in range(10)) == 4
+
+
+async def test_a_full_queue_refuses_with_a_time_to_come_back(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=10)
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    queued = asyncio.create_task(batcher.assign(rows(8)))
+    await waiting(batcher, 8)
+    with pytest.raises(Overloaded, match="8 rows wait of at most 10; this call has 3") as caught:
+        await batcher.assign(rows(3))
+    assert caught.value.retry_after > 0
+    assert sample(batcher, "nvisa_dropped_rows_total", reason="overload") == 3
+    fits = asyncio.create_task(batcher.assign(rows(2)))
+    await waiting(batcher, 10)
+    engine.gate.set()
+    assert [len(a.clusters) for a in await asyncio.gather(running, queued, fits)] == [1, 8, 2]
+
+
+async def test_a_call_larger_than_the_queue_is_taken_when_none_wait(start):
+    batcher = start(FakeEngine(), max_queue_rows=10, max_batch_rows=8)
+    assert len((await batcher.assign(rows(25))).clusters) == 25
+
+
+async def test_a_cancelled_call_never_reaches_the_model_and_frees_its_place(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=10)
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    gone = asyncio.create_task(batcher.assign(rows(10)))
+    await waiting(batcher, 10)
+    gone.cancel()
+    await waiting(batcher, 0)
+    stays = asyncio.create_task(batcher.assign(rows(10)))
+    await waiting(batcher, 10)
+    engine.gate.set()
+    await asyncio.gather(running, stays)
+    assert engine.batch_sizes == [1, 10]
+    assert gone.cancelled()
+    assert sample(batcher, "nvisa_dropped_rows_total", reason="cancelled") == 10
+
+
+async def test_a_call_that_leaves_while_it_runs_does_not_disturb_its_neighbours(start):
+    engine = GatedEngine()
+    batcher = start(engine)
+    first = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    leaves, stays = (asyncio.create_task(batcher.assign(rows(2, first=i))) for i in (3, 7))
+    await waiting(batcher, 4)
+    engine.gate.set()
+    await first
+    await entered(engine)
+    leaves.cancel()
+    assert (await stays).clusters.tolist() == [7, 8]
+
+
+async def test_an_expired_call_is_answered_but_never_computed(start):
+    engine = GatedEngine()
+    batcher = start(engine)
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    late = asyncio.create_task(batcher.assign(rows(2), deadline_ns=time.perf_counter_ns() + 1))
+    in_time = asyncio.create_task(batcher.assign(rows(3), deadline_ns=time.perf_counter_ns() + 10**12))
+    await waiting(batcher, 5)
+    engine.gate.set()
+    with pytest.raises(DeadlinePassed):
+        await late
+    assert len((await in_time).clusters) == 3
+    await running
+    assert engine.batch_sizes == [1, 3]
+    assert sample(batcher, "nvisa_dropped_rows_total", reason="expired") == 2
+
+
+async def test_an_engine_that_raises_fails_its_own_calls_and_no_others(start):
+    class Fragile(FakeEngine):
+        def assign(self, x):
+            if x[0, 0] == 1:
+                raise EngineError("broken")
+            return super().assign(x)
+
+    batcher = start(Fragile(), max_batch_rows=4)
+    with pytest.raises(EngineError, match="broken"):
+        await batcher.assign(rows(2, first=1))
+    assert (await batcher.assign(rows(1, first=2))).clusters.tolist() == [2]
+    assert sample(batcher, "nvisa_failed_executions_total") == 1
+    assert sample(batcher, "nvisa_executions_total") == 1
+
+
+async def test_a_split_call_fails_as_a_whole_and_leaves_nothing_in_the_queue(start):
+    class FailsFirst(GatedEngine):
+        def assign(self, x):
+            super().assign(x)
+            raise EngineError("broken")
+
+    engine = FailsFirst()
+    batcher = start(engine, max_batch_rows=2)
+    call = asyncio.create_task(batcher.assign(rows(100)))
+    await entered(engine)
+    engine.gate.set()
+    with pytest.raises(EngineError):
+        await call
+    await waiting(batcher, 0)
+    await batcher.close()
+    assert len(engine.batch_sizes) < 5
+
+
+async def test_an_engine_that_answers_the_wrong_number_of_rows_is_found_out(start):
+    class Short(FakeEngine):
+        def assign(self, x):
+            return super().assign(x[:-1])
+
+    with pytest.raises(EngineError, match="2 answers for 3 rows"):
+        await start(Short()).assign(rows(3))
+
+
+async def test_a_row_without_finite_probabilities_fails_only_its_own_call(start):
+    class Overflows(GatedEngine):
+        def assign(self, x):
+            answer = super().assign(x)
+            probabilities = answer.probabilities.copy()
+            probabilities[x[:, 0] >= 1e6] = np.nan
+            return Assignments(probabilities, answer.clusters)
+
+    engine = Overflows()
+    batcher = start(engine)
+    first = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    huge = rows(3)
+    huge[1, 0] = 1e6
+    bad, good = (asyncio.create_task(batcher.assign(x)) for x in (huge, rows(2, first=4)))
+    await waiting(batcher, 5)
+    engine.gate.set()
+    await first
+    with pytest.raises(InvalidInput, match=r"row 1: .* too large"):
+        await bad
+    assert (await good).clusters.tolist() == [4, 5]
+    assert engine.batch_sizes == [1, 5]
+
+
+async def test_a_delay_lets_a_batch_fill_and_a_full_one_does_not_wait_for_it(start):
+    engine = FakeEngine()
+    batcher = start(engine, max_batch_rows=4, max_queue_delay=1000.0)
+    early = asyncio.create_task(batcher.assign(rows(3)))
+    await waiting(batcher, 3)
+    await asyncio.gather(early, batcher.assign(rows(1)))
+    assert engine.batch_sizes == [4]
+
+
+async def test_a_delay_ends(start):
+    engine = FakeEngine()
+    await start(engine, max_queue_delay=0.002).assign(rows(3))
+    assert engine.batch_sizes == [3]
+
+
+async def test_close_answers_what_is_in_and_refuses_what_comes(start):
+    engine = GatedEngine()
+    batcher = start(engine)
+    calls = [asyncio.create_task(batcher.assign(rows(2)))]
+    await entered(engine)
+    calls += [asyncio.create_task(batcher.assign(rows(3)))]
+    await waiting(batcher, 3)
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady, match="shutting down"):
+        await batcher.assign(rows(1))
+    engine.gate.set()
+    assert [len(answer.clusters) for answer in await asyncio.gather(*calls)] == [2, 3]
+    await closing
+
+
+async def test_if_its_task_dies_those_that_wait_are_told_and_so_is_who_watches(start):
+    engine = GatedEngine()
+    batcher = start(engine)
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    queued = asyncio.create_task(batcher.assign(rows(1)))
+    await waiting(batcher, 1)
+    batcher.task.cancel()
+    with pytest.raises(NotReady):
+        await queued
+    assert batcher.task.done()
+    with pytest.raises(NotReady):
+        await batcher.assign(rows(1))
+    running.cancel()
+
+
+async def test_every_row_is_answered_rightly_when_many_callers_mix(start):
+    rng = np.random.default_rng(0)
+    batcher = start(FakeEngine(), max_batch_rows=16, threads=3, buckets=(4, 16))
+
+    async def caller(i):
+        n, first = int(rng.integers(1, 60)), int(rng.integers(0, 1000))
+        if i % 7 == 0:
+            task = asyncio.create_task(batcher.assign(rows(n, first)))
+            await asyncio.sleep(0)
+            task.cancel()
+            return
+        answer = await batcher.assign(rows(n, first))
+        np.testing.assert_array_equal(answer.clusters, np.arange(first, first + n) % 10)
+
+    await asyncio.gather(*(caller(i) for i in range(300)))
+    assert sample(batcher, "nvisa_queue_rows") == 0

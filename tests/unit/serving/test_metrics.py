@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from serving.metrics import Metrics
+from serving.repository import STATES, ModelState
+
+TOY = {"model": "toy", "version": "1"}
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+def test_calls_are_counted_by_method_and_code(metrics):
+    metrics.answered("s/A", "OK", 0.003)
+    metrics.answered("s/A", "OK", 0.2)
+    metrics.answered("s/A", "NOT_FOUND", 0.1)
+    value = metrics.registry.get_sample_value
+    assert value("nvisa_requests_total", {"method": "s/A", "code": "OK"}) == 2
+    assert value("nvisa_requests_total", {"method": "s/A", "code": "NOT_FOUND"}) == 1
+    assert value("nvisa_request_seconds_count", {"method": "s/A"}) == 3
+    assert value("nvisa_request_seconds_sum", {"method": "s/A"}) == pytest.approx(0.303)
+    assert value("nvisa_request_seconds_bucket", {"method": "s/A", "le": "0.005"}) == 1
+
+
+def test_latency_buckets_begin_at_fifty_microseconds(metrics):
+    metrics.answered("s/A", "OK", 4e-5)
+    labels = {"method": "s/A", "le": "5e-05"}
+    assert metrics.registry.get_sample_value("nvisa_request_seconds_bucket", labels) == 1
+
+
+def test_a_model_is_in_exactly_one_state(metrics):
+    metrics.set_state("toy", 1, ModelState.LOADING, STATES)
+    metrics.set_state("toy", 1, ModelState.READY, STATES)
+    values = {s: metrics.registry.get_sample_value("nvisa_model_state", TOY | {"state": s}) for s in STATES}
+    assert values == {"loading": 0, "ready": 1, "failed": 0}
+
+
+@pytest.mark.parametrize(("device", "on_cuda"), [("cpu", 0), ("cuda", 1)])
+def test_the_device_in_use_shows(metrics, manifest, device, on_cuda):
+    metrics.loaded(manifest, device)
+    value = metrics.registry.get_sample_value
+    assert value("nvisa_model_on_cuda", TOY) == on_cuda
+    info = TOY | {"device": device, "graph_sha256": manifest.graph_sha256, "package_version": "0.1.0"}
+    assert value("nvisa_model_info", info) == 1
+
+
+def test_clusters_and_confidences_are_counted_row_by_row(metrics, manifest):
+    tally = metrics.for_model(manifest, low_confidence=0.5, drift_window_rows=100).tally
+    tally.add(np.array([3, 3, 7]), np.array([0.2, 0.5, 0.95], np.float32))
+    tally.add(np.array([0]), np.array([0.999], np.float32))
+    value = metrics.registry.get_sample_value
+    counts = [value("nvisa_cluster_rows_total", TOY | {"cluster": str(k)}) for k in range(10)]
+    assert counts == [1, 0, 0, 2, 0, 0, 0, 1, 0, 0]
+    assert value("nvisa_low_confidence_rows_total", TOY) == 1
+    assert value("nvisa_confidence_count", TOY) == 4
+    assert value("nvisa_confidence_sum", TOY) == pytest.approx(2.649)
+    by_edge = {le: value("nvisa_confidence_bucket", TOY | {"le": le}) for le in ("0.1", "0.5", "0.9", "+Inf")}
+    assert by_edge == {"0.1": 0, "0.5": 2, "0.9": 2, "+Inf": 4}
+
+
+def test_drift_is_not_a_number_before_the_first_row_then_zero_for_the_training_mix(metrics, manifest):
+    tally = metrics.for_model(manifest, low_confidence=0.5, drift_window_rows=10**6).tally
+    value = metrics.registry.get_sample_value
+    assert np.isnan(value("nvisa_cluster_drift_psi", TOY))
+    rows = manifest.reference.rows
+    clusters = np.repeat(np.arange(10), [round(s * rows) for s in manifest.reference.cluster_shares])
+    tally.add(clusters, np.ones(len(clusters), np.float32))
+    assert value("nvisa_cluster_drift_psi", TOY) == pytest.approx(0, abs=1e-9)
+    tally.add(np.zeros(5000, np.int64), np.ones(5000, np.float32))
+    assert value("nvisa_cluster_drift_psi", TOY) > 0.25

@@ -1,0 +1,156 @@
+"""What holds for every source: dispatch, chunks, fingerprints, image folders."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from serving.readers import DataError, open_source, read_all
+
+N_ROWS = 23
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    x = np.arange(N_ROWS * 2, dtype=np.float32).reshape(N_ROWS, 2)
+    np.save(folder / "x.npy", x)
+    pq.write_table(pa.table({"a": x[:, 0], "b": x[:, 1]}), folder / "x.parquet", row_group_size=5)
+    rows = "\n".join(f"{a},{b}" for a, b in x)
+    (folder / "x.csv").write_text(f"a,b\n{rows}\n")
+    return x, [open_source(folder / f"x.{kind}") for kind in ("npy", "parquet", "csv")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_chunks_cover_the_range_once_in_order(sources, data):
+    x, opened = sources
+    start = data.draw(st.integers(0, N_ROWS))
+    stop = data.draw(st.integers(start, N_ROWS))
+    size = data.draw(st.integers(1, N_ROWS + 2))
+    for source in opened:
+        chunks = list(source.chunks(start, stop, size))
+        assert [(c.start, len(c)) for c in chunks] == [
+            (first, min(size, stop - first)) for first in range(start, stop, size)
+        ]
+        for chunk in chunks:
+            np.testing.assert_array_equal(chunk.x, x[chunk.start : chunk.start + len(chunk)])
+            assert chunk.x.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("start", "stop", "size"), [(-1, 3, 1), (3, 2, 1), (0, N_ROWS + 1, 1), (0, 1, 0)])
+def test_ranges_outside_the_source(sources, start, stop, size):
+    for source in sources[1]:
+        with pytest.raises(ValueError, match="are not within"):
+            source.chunks(start, stop, size)
+
+
+def test_nothing_there_or_of_no_known_format(tmp_path):
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_source(tmp_path / "x.npy")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match="format not supported; supported: IDX"):
+        open_source(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match=r"no data found, only \['notes.txt'\]"):
+        open_source(tmp_path)
+
+
+def test_fingerprint_follows_content_not_name_or_time(tmp_path):
+    def fingerprint(name, x):
+        np.save(tmp_path / name, x)
+        os.utime(tmp_path / name, ns=(1, len(name)))
+        return open_source(tmp_path / name).fingerprint
+
+    first = fingerprint("a.npy", np.zeros(3))
+    assert fingerprint("another.npy", np.zeros(3)) == first
+    assert fingerprint("a.npy", np.array([0.0, 0.0, 1.0])) != first
+
+
+def test_stat_fingerprint_follows_size_and_time(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros(3))
+    os.utime(path, ns=(5, 5))
+    first = open_source(path).stat_fingerprint
+    assert open_source(path).stat_fingerprint == first
+    os.utime(path, ns=(5, 6))
+    assert open_source(path).stat_fingerprint != first
+
+
+def test_fingerprint_of_a_folder_sees_rows_move_between_files(tmp_path):
+    prints = set()
+    for cut in (1, 2):
+        for name, part in (("a", [1.0, 2.0, 3.0][:cut]), ("b", [1.0, 2.0, 3.0][cut:])):
+            pq.write_table(pa.table({"v": part}), tmp_path / f"{name}.parquet")
+        prints.add(open_source(tmp_path).fingerprint)
+    assert len(prints) == 2
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("b/2.png", "b/10.png", "a/9.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (4, 6), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "b" / "notes.txt").write_text("passed over")
+    return tmp_path
+
+
+def test_image_folder_is_sorted_by_path_and_keeps_grey(image_folder):
+    source = open_source(image_folder)
+    (chunk,) = source.chunks()
+    assert chunk.ids.to_pylist() == [{"path": "a/9.PNG"}, {"path": "b/10.png"}, {"path": "b/2.png"}]
+    assert source.input.shape == (4, 6)
+    for row, name in enumerate(chunk.ids["path"].to_pylist()):
+        np.testing.assert_array_equal(chunk.x[row], np.asarray(Image.open(image_folder / name)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape"), [("1", (4, 6)), ("LA", (4, 6)), ("P", (4, 6, 3)), ("RGBA", (4, 6, 3))]
+)
+def test_image_modes(tmp_path, mode, shape):
+    Image.new(mode, (6, 4)).save(tmp_path / "x.png")
+    assert open_source(tmp_path).input.shape == shape
+
+
+def test_sixteen_bit_images_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(tmp_path / "x.png")
+    with pytest.raises(DataError, match="not 8 bits per channel"):
+        open_source(tmp_path)
+
+
+def test_odd_image_is_named_in_training(image_folder):
+    Image.new("L", (6, 5)).save(image_folder / "b" / "11.png")
+    Image.new("RGB", (6, 4)).save(image_folder / "b" / "12.png")
+    source = open_source(image_folder)
+    with pytest.raises(
+        DataError,
+        match=r"2 of 5 rows cannot be used: row 2 \(b/11.png\): the image is 6x5 grey, not 6x4 grey; "
+        r"row 3 \(b/12.png\): the image is 6x4 colour, not 6x4 grey; repair",
+    ):
+        read_all(source)
+
+
+def test_split_folders_of_images(tmp_path):
+    for name, n in (("train", 3), ("test", 2)):
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            Image.new("L", (2, 2)).save(tmp_path / name / f"{i}.png")
+    assert open_source(tmp_path).n_rows == 3
+    assert open_source(tmp_path, split="test").n_rows == 2
+    (tmp_path / "test" / "0.png").unlink()
+    (tmp_path / "test" / "1.png").unlink()
+    with pytest.raises(DataError, match="no files for split 'test'"):
+        open_source(tmp_path, split="test")
+
+
+def test_folder_of_two_kinds(image_folder):
+    pq.write_table(pa.table({"v": [1.0]}), image_folder / "x.parquet")
+    with pytest.raises(DataError, match="both Parquet and image files"):
+        open_source(image_folder)

@@ -1,0 +1,196 @@
+"""The loop: bounds of the stds, exact resume, rollback, and labels that nothing reads."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from serving.bundle import InputSpec
+from training import loop
+from training.checkpoint import CheckpointError, load_tensors, save_tensors
+from training.config import TrainingConfig
+from training.history import History
+from training.loop import CHECKPOINT_FILE, DivergedError, train
+from training.schedule import batches, epoch_generator
+
+SPEC = InputSpec(dtype="uint8", shape=(4, 4), meaning="image")
+
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    random = np.random.default_rng(0)
+    centres = random.integers(40, 215, size=(3, 1, 4, 4))
+    x = centres + random.normal(0, 12, size=(3, 40, 4, 4))
+    return torch.from_numpy(np.clip(x, 0, 255).astype(np.uint8).reshape(-1, 4, 4))
+
+
+def config(**changes) -> TrainingConfig:
+    values = {
+        "n_clusters": 3,
+        "latent_dim": 2,
+        "hidden_sizes": (8,),
+        "n_importance_samples": 3,
+        "batch_size": 32,
+        "epochs": 4,
+        "epsilon_every": 2,
+        "checkpoint_seconds": 0,
+        "pretrain_epochs": 2,
+        "gmm_starts": 1,
+    }
+    return TrainingConfig(**values | changes)
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in run.tensors().items()}
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("initialisation", ["random", "gmm"])
+@pytest.mark.parametrize("changes", [{}, {"objective": "nvil"}, {"objective": "elbo"}, {"precision": "low"}])
+def test_resume_is_exact(rows, tmp_path, initialisation, changes):
+    changes = changes | {"initialisation": initialisation}
+    whole = train(config(**changes), rows, SPEC)
+    train(config(epochs=2, **changes), rows, SPEC, directory=tmp_path)
+    resumed = train(config(**changes), rows, SPEC, directory=tmp_path, resume=True)
+    assert_same(weights(whole), weights(resumed))
+    assert whole.score == resumed.score
+    without_time = [{k: v for k, v in record.items() if k != "seconds"} for record in whole.history]
+    read = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [{k: v for k, v in record.items() if k != "seconds"} for record in read] == without_time
+
+
+def test_history_past_the_checkpoint_is_dropped(rows, tmp_path):
+    train(config(epochs=2), rows, SPEC, directory=tmp_path)
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "bound": 0.0}\n')
+    resumed = train(config(), rows, SPEC, directory=tmp_path, resume=True)
+    assert [record["epoch"] for record in resumed.history] == [0, 1, 2, 3]
+    assert resumed.history[2]["bound"] != 0.0
+
+
+def test_seed_decides_everything(rows):
+    assert_same(weights(train(config(), rows, SPEC)), weights(train(config(), rows, SPEC)))
+    other = weights(train(config(seed=1), rows, SPEC))
+    assert not torch.equal(weights(train(config(), rows, SPEC))["model.y_head.weight"], other["model.y_head.weight"])
+
+
+def test_stds_keep_their_bounds_after_every_epoch(rows, monkeypatch):
+    seen = []
+    real = loop._train_epoch
+
+    def watched(run, *arguments):
+        record = real(run, *arguments)
+        with torch.no_grad():
+            x = run.model.preprocess(rows)
+            y = torch.arange(3)[:, None].expand(3, len(rows))
+            mean, std = run.model.q_z(run.model.encode(x).hidden, y)
+            x_std = torch.nn.functional.softplus(run.model.x_raw_std(run.model.decoder(mean)))
+            assert (std >= record["epsilon_z"]).all()
+            assert (x_std + run.model.epsilon_x >= record["epsilon_x"]).all()
+            assert (run.model.p_z(torch.arange(3))[1] > 1).all()
+        seen.append((record["epsilon_x"], record["epsilon_z"]))
+        return record
+
+    monkeypatch.setattr(loop, "_train_epoch", watched)
+    train(config(epochs=5), rows, SPEC)
+    assert seen == [(1, 1), (1, 1), (0.5, 0.5), (0.5, 0.5), (0.25, 0.25)]
+
+
+def test_training_raises_the_bound(rows):
+    history = train(config(epochs=30, epsilon_every=100), rows, SPEC).history
+    assert history[-1]["bound"] > history[0]["bound"] + 0.5
+
+
+def test_a_non_finite_loss_rolls_back_and_says_so(rows, monkeypatch):
+    real = loop._train_epoch
+    calls, before = [], {}
+
+    def poisoned(run, *arguments):
+        calls.append(run.epoch)
+        if len(calls) == 3:
+            before.update(weights(run))
+            record = real(run, *arguments)
+            run.model.y_head.weight.data.fill_(math.nan)
+            return record | {"bound": math.nan}
+        if len(calls) == 4:
+            assert_same(before, weights(run))
+        return real(run, *arguments)
+
+    monkeypatch.setattr(loop, "_train_epoch", poisoned)
+    said = []
+    run = train(config(), rows, SPEC, say=said.append)
+    assert calls == [0, 1, 2, 2, 3]
+    assert run.rollbacks == 1
+    assert run.rate_scale == 0.5
+    assert any("rolled back" in message and "epoch 2" in message for message in said)
+    assert run.history[2]["learning_rate"] == pytest.approx(5e-4)
+
+
+def test_non_finite_parameters_are_noticed_even_if_the_bound_is_finite(rows, monkeypatch):
+    real = torch.optim.Adam.step
+
+    def poison(self, *arguments, **keywords):
+        real(self, *arguments, **keywords)
+        self.param_groups[1]["params"][0].data.fill_(math.inf)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", poison)
+    with pytest.raises(DivergedError, match="not finite at epoch 0, after 5 rollbacks"):
+        train(config(batch_size=1000), rows, SPEC)
+
+
+def test_checkpoint_of_another_configuration_is_refused(rows, tmp_path):
+    train(config(epochs=1), rows, SPEC, directory=tmp_path)
+    with pytest.raises(CheckpointError, match="other hyper-parameters"):
+        train(config(latent_dim=3), rows, SPEC, directory=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="past the 0 asked for"):
+        train(config(epochs=0), rows, SPEC, directory=tmp_path, resume=True)
+
+
+def test_damaged_checkpoint_is_refused(rows, tmp_path):
+    train(config(epochs=1), rows, SPEC, directory=tmp_path)
+    path = tmp_path / CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"cannot read .*checkpoint\.safetensors"):
+        train(config(), rows, SPEC, directory=tmp_path, resume=True)
+
+
+def test_tensors_round_trip_and_leave_no_temporary_file(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3)}
+    save_tensors(tmp_path / "x.safetensors", tensors, {"epoch": 3})
+    found, meta = load_tensors(tmp_path / "x.safetensors")
+    assert_same(tensors, found)
+    assert meta == {"epoch": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_short_history_is_refused(tmp_path):
+    History([{"epoch": 0}]).write(tmp_path)
+    with pytest.raises(CheckpointError, match="1 records for 2 epochs"):
+        History.read(tmp_path, 2)
+
+
+def test_batches_cover_an_epoch_without_repeats():
+    generator = epoch_generator(0, 0, torch.device("cpu"))
+    found = list(batches(10, 4, generator))
+    assert [len(batch) for batch in found] == [4, 4]
+    assert len(torch.cat(found).unique()) == 8
+    assert [len(batch) for batch in batches(3, 4, generator)] == [3]
+
+
+def test_epochs_draw_from_streams_of_their_own():
+    cpu = torch.device("cpu")
+    draws = {
+        tuple(torch.rand(2, generator=epoch_generator(seed, epoch, cpu)).tolist())
+        for seed in range(3)
+        for epoch in range(-3, 4)
+    }
+    assert len(draws) == 21

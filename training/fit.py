@@ -1,0 +1,146 @@
+"""A fit: one or several runs, one of them chosen without labels, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from serving.bundle import InputSpec
+from training.config import TrainingConfig
+from training.data import check_fit
+from training.fitted import Fitted, RestartSummary, summarise
+from training.loop import DivergedError, Run, train
+from training.precision import resolve_device
+from training.run import open_run
+from training.selection import choose
+
+
+class Progress(Protocol):
+    """Hears how a fit goes on; `training.progress` shows it to a person."""
+
+    def say(self, message: str) -> None:
+        """Take a message."""
+
+    def restart(self, index: int, total: int, epochs: int) -> None:
+        """Learn that restart ``index`` of ``total`` begins, to run for ``epochs``."""
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Take an epoch's record."""
+
+
+class Silent:
+    """Progress nobody sees."""
+
+    def say(self, message: str) -> None:
+        """Pass over."""
+
+    def restart(self, index: int, total: int, epochs: int) -> None:
+        """Pass over."""
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Pass over."""
+
+
+def fit(
+    config: TrainingConfig,
+    x: np.ndarray,
+    spec: InputSpec,
+    *,
+    name: str = "array",
+    fingerprint: str = "",
+    directory: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fit ``config.restarts`` runs, with seeds ``seed, seed + 1, ...``, and keep the one that scores best.
+
+    No label comes near this function.
+
+    Parameters
+    ----------
+    config
+        Hyper-parameters.
+    x
+        ``(n, *spec.shape)`` in ``spec.dtype``.
+    spec
+        Description of one row.
+    name, fingerprint
+        Of the data, for the record.
+    directory
+        Where checkpoints and histories go, one folder a restart; nothing is written with ``None``.
+    resume
+        Go on from the checkpoints in ``directory``.
+    progress
+        Who hears of it; nobody by default.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be clustered, the device is not there, or ``directory`` holds another run
+        (`training.checkpoint.CheckpointError`); then nothing was written.
+    DivergedError
+        If every run diverged; one that did not is enough to go on.
+    """
+    check_fit(x, config.n_clusters)
+    if config.likelihood == "bernoulli" and spec.dtype == "float32" and (x.min() < 0 or x.max() > 1):
+        raise ValueError("a Bernoulli p(x|z) needs values in [0, 1]; use likelihood=gaussian")
+    progress = progress or Silent()
+    device = resolve_device(config.device)
+    if directory is not None:
+        open_run(directory, config, fingerprint, resume=resume)
+    rows = torch.from_numpy(np.ascontiguousarray(x)).to(device)
+    runs: list[Run | None] = []
+    summaries: list[RestartSummary] = []
+    for index in range(config.restarts):
+        own = config.model_copy(update={"seed": config.seed + index, "restarts": 1})
+        progress.restart(index, config.restarts, own.total_epochs)
+        run, summary = _restart(
+            lambda own=own, index=index: train(  # type: ignore[misc]
+                own,
+                rows,
+                spec,
+                directory=directory / f"restart-{index}" if directory is not None else None,
+                resume=resume,
+                say=progress.say,
+                on_epoch=progress.epoch,
+            ),
+            own.seed,
+        )
+        if summary.error:
+            progress.say(f"restart {index}: {summary.error}")
+        runs.append(run)
+        summaries.append(summary)
+    chosen = choose([summary.score for summary in summaries])
+    best = runs[chosen]
+    if best is None:
+        raise DivergedError(f"all {config.restarts} runs diverged: {summaries[0].error}")
+    model = best.model.eval()
+    return Fitted(
+        model=model,
+        config=config,
+        spec=spec,
+        start=best.start,
+        restarts=tuple(summaries),
+        chosen=chosen,
+        histories=tuple(run.history if run is not None else type(best.history)() for run in runs),
+        data={"name": name, "fingerprint": fingerprint, "rows": len(x)},
+        rows=summarise(model, x),
+    )
+
+
+def _restart(start: Callable[[], Run], seed: int) -> tuple[Run | None, RestartSummary]:
+    began = time.monotonic()
+    try:
+        run = start()
+    except DivergedError as error:
+        seconds = time.monotonic() - began
+        return None, RestartSummary(seed, -math.inf, 0, 0, seconds, str(error))
+    seconds = time.monotonic() - began
+    score = -math.inf if run.score is None else run.score
+    return run, RestartSummary(seed, score, run.epoch, run.rollbacks, seconds)

@@ -1,0 +1,174 @@
+"""A fitted model and what is known of its training, in memory and as a directory.
+
+``model.safetensors`` (weights, and the AE+GMM start), ``rows.safetensors`` (a few training rows, for the
+report and for parity at export) and ``fit.json`` (everything else). Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from serving.bundle import InputSpec, Reference
+from training.checkpoint import CheckpointError, load_tensors, read_json, save_tensors, write_json
+from training.config import TrainingConfig
+from training.history import History
+from training.inference import codes, probabilities, typicality
+from training.initialise import Start
+from training.model import NVISAModel
+
+FORMAT = 1
+MODEL_FILE, ROWS_FILE, FIT_FILE = "model.safetensors", "rows.safetensors", "fit.json"
+CONFIDENCE_BINS = 20
+SAMPLE_ROWS = 2_000
+TYPICAL_PER_CLUSTER = 10
+_ARRAYS = ("sample", "typical", "mean_confidence")
+
+
+@dataclass(frozen=True)
+class RestartSummary:
+    """How one run went: its seed, label-free score (``-inf`` if it diverged), rollbacks, seconds, error."""
+
+    seed: int
+    score: float
+    epochs: int
+    rollbacks: int
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What is kept of the training data.
+
+    Attributes
+    ----------
+    sample
+        Up to 2,000 evenly spread rows, ``(n, *shape)``.
+    typical
+        The most typical rows of each cluster, ``(K, 10, *shape)``; zeros where a cluster has fewer rows.
+    reference
+        Cluster shares and the histogram of confidence over all training rows.
+    mean_confidence
+        ``(K,)``, NaN for an empty cluster.
+    """
+
+    sample: np.ndarray
+    typical: np.ndarray
+    reference: Reference
+    mean_confidence: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The chosen run's model with its provenance. ``data`` is ``{"name", "fingerprint", "rows"}``."""
+
+    model: NVISAModel
+    config: TrainingConfig
+    spec: InputSpec
+    start: Start | None
+    restarts: tuple[RestartSummary, ...]
+    chosen: int
+    histories: tuple[History, ...]
+    data: dict[str, Any]
+    rows: TrainingRows
+
+    def save(self, directory: Path) -> None:
+        """Write to ``directory``, each file atomically, ``fit.json`` last."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.start is not None:
+            tensors |= {f"start.{name}": value for name, value in self.start.tensors().items()}
+        save_tensors(directory / MODEL_FILE, tensors, {})
+        kept = {name: torch.from_numpy(np.ascontiguousarray(getattr(self.rows, name))) for name in _ARRAYS}
+        save_tensors(directory / ROWS_FILE, kept, {})
+        write_json(
+            directory / FIT_FILE,
+            {
+                "format": FORMAT,
+                "config": self.config.model_dump(mode="json"),
+                "input": self.spec.model_dump(mode="json"),
+                "restarts": [vars(restart) | {"score": repr(restart.score)} for restart in self.restarts],
+                "chosen": self.chosen,
+                "data": self.data,
+                "reference": self.rows.reference.model_dump(mode="json"),
+                "histories": [list(history) for history in self.histories],
+            },
+        )
+
+    @classmethod
+    def load(cls, directory: Path, device: torch.device | None = None) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing or damaged, or of another format.
+        """
+        document = read_json(directory / FIT_FILE)
+        if document.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{directory / FIT_FILE}: format {document.get('format')}, expected {FORMAT}"
+            )
+        config = TrainingConfig.model_validate(document["config"])
+        spec = InputSpec.model_validate(document["input"])
+        tensors, _ = load_tensors(directory / MODEL_FILE)
+        model = NVISAModel(config, spec)
+        model.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
+        start = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
+        kept, _ = load_tensors(directory / ROWS_FILE)
+        return cls(
+            model=model.to(device).eval(),
+            config=config,
+            spec=spec,
+            start=Start.from_tensors(start) if start else None,
+            restarts=tuple(
+                RestartSummary(**entry | {"score": float(entry["score"])}) for entry in document["restarts"]
+            ),
+            chosen=document["chosen"],
+            histories=tuple(History(history) for history in document["histories"]),
+            data=document["data"],
+            rows=TrainingRows(
+                reference=Reference.model_validate(document["reference"]),
+                **{name: kept[name].numpy() for name in _ARRAYS},
+            ),
+        )
+
+    def on(self, device: torch.device) -> Self:
+        """The same, with the model moved to ``device``."""
+        return replace(self, model=self.model.to(device))
+
+
+def summarise(model: NVISAModel, x: np.ndarray) -> TrainingRows:
+    """What to keep of training rows ``x (n, *shape)`` under a fitted model."""
+    from training.report import typical_rows  # brings matplotlib, which loading a model does not need
+
+    q = probabilities(model, x)
+    clusters, confidences = q.argmax(1), q.max(1)
+    n_clusters = q.shape[1]
+    sizes = np.bincount(clusters, minlength=n_clusters)
+    sums = np.bincount(clusters, weights=confidences, minlength=n_clusters)
+    edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
+    counts = np.histogram(np.clip(confidences, 0, 1), edges)[0]
+    fit = typicality(model, codes(model, x), clusters)
+    indices = typical_rows(clusters, confidences, fit, TYPICAL_PER_CLUSTER, n_clusters)
+    typical = x[indices]
+    typical[indices < 0] = 0
+    with np.errstate(invalid="ignore"):
+        mean_confidence = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.nan)
+    return TrainingRows(
+        sample=x[:: -(-len(x) // SAMPLE_ROWS)],
+        typical=typical,
+        reference=Reference(
+            cluster_shares=tuple((sizes / len(x)).tolist()),
+            confidence_edges=tuple(edges.tolist()),
+            confidence_shares=tuple((counts / len(x)).tolist()),
+            rows=len(x),
+        ),
+        mean_confidence=mean_confidence,
+    )

@@ -1,0 +1,85 @@
+"""What a fitted model says of rows: q(y|x), codes, bounds, and samples. Always float32, never autocast."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.densities import normal_log_density, sample_normal
+from training.model import NVISAModel
+from training.schedule import epoch_generator
+from training.step import row_bounds
+
+BATCH = 4096
+BOUND_BATCH = 256
+BOUND_EPOCH = -(10**7)
+
+
+def _parts(model: NVISAModel, x: np.ndarray, size: int) -> list[Tensor]:
+    device = model.shift.device
+    return [
+        torch.from_numpy(np.ascontiguousarray(x[i : i + size])).to(device) for i in range(0, len(x), size)
+    ]
+
+
+@torch.no_grad()
+def probabilities(model: NVISAModel, x: np.ndarray) -> np.ndarray:
+    """q(y|x): ``(n, *shape) -> (n, K)``, float32."""
+    return torch.cat([model(part).cpu() for part in _parts(model, x, BATCH)]).numpy()
+
+
+@torch.no_grad()
+def codes(model: NVISAModel, x: np.ndarray) -> np.ndarray:
+    """Mean of q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
+    found = []
+    for part in _parts(model, x, BATCH):
+        encoding = model.encode(model.preprocess(part))
+        found.append(model.q_z(encoding.hidden, encoding.log_q_y.argmax(-1))[0].cpu())
+    return torch.cat(found).numpy()
+
+
+@torch.no_grad()
+def sample_posterior(model: NVISAModel, x: np.ndarray, seed: int) -> np.ndarray:
+    """z ~ q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
+    generator = torch.Generator(model.shift.device).manual_seed(seed)
+    found = []
+    for part in _parts(model, x, BATCH):
+        encoding = model.encode(model.preprocess(part))
+        found.append(sample_normal(*model.q_z(encoding.hidden, encoding.log_q_y.argmax(-1)), generator).cpu())
+    return torch.cat(found).numpy()
+
+
+@torch.no_grad()
+def typicality(model: NVISAModel, z: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """log p(z|y) of codes under their own cluster's prior: ``(n, L), (n,) -> (n,)``."""
+    device = model.shift.device
+    mean, std = model.p_z(torch.as_tensor(clusters, device=device))
+    return normal_log_density(torch.as_tensor(z, device=device), mean, std).cpu().numpy()
+
+
+@torch.no_grad()
+def bounds(model: NVISAModel, x: np.ndarray, n_samples: int) -> np.ndarray:
+    """Lower bound of log p(x) in nats for each row, `training.step.row_bounds`: float64 ``(n,)``."""
+    found = []
+    for part in _parts(model, x, BOUND_BATCH):
+        generator = epoch_generator(0, BOUND_EPOCH, part.device)
+        found.append(row_bounds(model, model.preprocess(part), n_samples, generator).cpu())
+    return torch.cat(found).double().numpy()
+
+
+@torch.no_grad()
+def sample_prior(model: NVISAModel, y: np.ndarray, seed: int) -> np.ndarray:
+    """z ~ p(z|y) for each given y: ``(n,) -> (n, L)``, float32."""
+    device = model.shift.device
+    mean, std = model.p_z(torch.as_tensor(y, device=device))
+    return sample_normal(mean, std, torch.Generator(device).manual_seed(seed)).cpu().numpy()
+
+
+@torch.no_grad()
+def decode(model: NVISAModel, z: np.ndarray) -> np.ndarray:
+    """Mean of p(x|z) in raw units: ``(n, L) -> (n, *shape)``; images as uint8, features as float32."""
+    device = model.shift.device
+    parts = [model.x_given_z(part).cpu() for part in torch.as_tensor(z, device=device).split(BATCH)]
+    x = torch.cat(parts).numpy().reshape(len(z), *model.spec.shape)
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8) if model.spec.dtype == "uint8" else x

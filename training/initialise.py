@@ -1,0 +1,189 @@
+"""Where a run starts: at random, or from an autoencoder and a Gaussian mixture (paper §III-B)."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.config import TrainingConfig
+from training.model import NVISAModel
+from training.networks import NEGATIVE_SLOPE
+from training.precision import matrix_products
+from training.schedule import batches, epoch_generator
+
+GMM_ROWS = 20_000
+DISTILL_ROWS = 50_000
+DISTILL_STEPS = 500
+# Std of p(z|y) at its initial parameters, SoftPlus(0) + 1: the autoencoder's latent space is scaled so
+# that the mixture's components are as wide as the prior's.
+PRIOR_STD = 1.0 + float(np.log(2.0))
+_MIXTURE = ("weights", "means", "precisions_cholesky")
+_ENCODER = ("encoder.", "z_from_x.", "z_mean.")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The autoencoder's encoder and the Gaussian mixture on its codes: the AE+GMM baseline (Table I).
+
+    Attributes
+    ----------
+    weights, means, precisions_cholesky
+        Mixture of K full-covariance components over z, as scikit-learn holds them.
+    encoder
+        Parameters of the pretrained encoder, by their names in the model.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    precisions_cholesky: np.ndarray
+    encoder: dict[str, Tensor]
+
+    def predict(self, model: NVISAModel, x: np.ndarray) -> np.ndarray:
+        """Component of each raw row, ``(n, *shape) -> (n,)``; ``model`` lends its architecture only."""
+        pretrained = copy.deepcopy(model)
+        pretrained.load_state_dict(self.encoder, strict=False)
+        rows = torch.from_numpy(np.ascontiguousarray(x)).to(pretrained.shift.device)
+        return np.asarray(self.mixture().predict(encode_rows(pretrained, rows)))
+
+    def mixture(self) -> GaussianMixture:
+        """The mixture as a scikit-learn object."""
+        mixture = GaussianMixture(len(self.weights))
+        mixture.weights_, mixture.means_ = self.weights, self.means
+        mixture.precisions_cholesky_ = self.precisions_cholesky
+        return mixture
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As tensors, for a checkpoint."""
+        mixture = {name: torch.as_tensor(getattr(self, name)) for name in _MIXTURE}
+        return mixture | {f"encoder.{name}": value for name, value in self.encoder.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """Back from `tensors`."""
+        encoder = {n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")}
+        return cls(**{name: tensors[name].numpy() for name in _MIXTURE}, encoder=encoder)
+
+
+def latent_code(model: NVISAModel, x: Tensor) -> Tensor:
+    """The autoencoder's code of preprocessed rows: ``(B, D) -> (B, L)``, q(z|y,x)'s mean without y."""
+    hidden = F.leaky_relu(model.z_from_x(model.encoder(x)), NEGATIVE_SLOPE)
+    code: Tensor = model.z_mean(hidden)
+    return code
+
+
+def initialise_gmm(
+    model: NVISAModel, rows: Tensor, config: TrainingConfig, say: Callable[[str], None]
+) -> Start:
+    """Pretrain an autoencoder of the same networks, fit a mixture on its codes, start the model there.
+
+    The networks keep the autoencoder's weights, the prior's means become the mixture's, and q(y|x)'s head
+    learns the mixture's responsibilities on the frozen encoder, so that the three agree before the first
+    joint step. q(z|y,x) starts independent of y.
+
+    Parameters
+    ----------
+    model
+        A freshly built model on its device; changed in place.
+    rows
+        ``(n, *shape)`` as they came, on the same device.
+    """
+    _pretrain(model, rows, config, say)
+    codes = encode_rows(model, rows)
+    mixture = _fit_mixture(codes, config)
+    # A factor on the code and its inverse on the decoder change nothing but the units of z.
+    variances = np.diagonal(mixture.covariances_, axis1=1, axis2=2)
+    factor = PRIOR_STD / float(np.sqrt(np.average(variances, axis=0, weights=mixture.weights_).mean()))
+    with torch.no_grad():
+        for parameter in model.z_mean.parameters():
+            parameter.mul_(factor)
+        next(model.decoder.parameters()).div_(factor)  # the weight that meets z
+        model.prior_mean.copy_(torch.as_tensor(mixture.means_ * factor))
+        if model.z_from_y is not None:
+            model.z_from_y.zero_()
+    start = Start(
+        weights=mixture.weights_,
+        means=mixture.means_ * factor,
+        precisions_cholesky=mixture.precisions_cholesky_ / factor,
+        encoder={k: v.cpu().clone() for k, v in model.state_dict().items() if k.startswith(_ENCODER)},
+    )
+    _distill(model, rows, start, config)
+    return start
+
+
+def encode_rows(model: NVISAModel, rows: Tensor, batch: int = 8192) -> np.ndarray:
+    """Codes of all rows, float64 ``(n, L)``."""
+    with torch.no_grad():
+        parts = [latent_code(model, model.preprocess(part)).cpu() for part in rows.split(batch)]
+    return torch.cat(parts).double().numpy()
+
+
+def _pretrain(model: NVISAModel, rows: Tensor, config: TrainingConfig, say: Callable[[str], None]) -> None:
+    decoder = [*model.decoder.parameters(), *model.x_mean.parameters()]
+    encoder = [*model.encoder.parameters(), *model.z_from_x.parameters(), *model.z_mean.parameters()]
+    optimiser = torch.optim.Adam([*encoder, *decoder], lr=config.learning_rate, fused=True)
+    for epoch in range(config.pretrain_epochs):
+        total, count = torch.zeros((), device=rows.device), 0
+        for x in _epoch(model, rows, config, epoch - config.pretrain_epochs):
+            with matrix_products(rows.device, config.precision):
+                output = model.x_mean(model.decoder(latent_code(model, x)))
+            if config.likelihood == "bernoulli":
+                loss = F.binary_cross_entropy_with_logits(output, x, reduction="sum") / len(x)
+            else:
+                loss = (output - x).square().sum() / len(x)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += loss.detach()
+            count += 1
+        if epoch == config.pretrain_epochs - 1 or (epoch + 1) % max(1, config.pretrain_epochs // 5) == 0:
+            mean = total.item() / count
+            say(f"autoencoder epoch {epoch + 1}/{config.pretrain_epochs}: loss {mean:.3f} a row")
+    model.zero_grad(set_to_none=True)
+
+
+def _fit_mixture(codes: np.ndarray, config: TrainingConfig) -> GaussianMixture:
+    chosen = np.random.default_rng(config.seed).permutation(len(codes))[:GMM_ROWS]
+    mixture = GaussianMixture(
+        config.n_clusters,
+        n_init=config.gmm_starts,
+        reg_covar=1e-6 * float(codes.var()) + 1e-12,
+        random_state=config.seed,
+    )
+    with warnings.catch_warnings():
+        # A start that has not settled in 100 steps is still a start; the likelihood ranks it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mixture.fit(codes[np.sort(chosen)])
+
+
+def _distill(model: NVISAModel, rows: Tensor, start: Start, config: TrainingConfig) -> None:
+    """Fit q(y|x)'s head to the mixture's responsibilities on the frozen encoder."""
+    rows = rows[:: -(-len(rows) // DISTILL_ROWS)]
+    responsibilities = torch.as_tensor(start.mixture().predict_proba(encode_rows(model, rows))).float()
+    responsibilities = responsibilities.to(rows.device)
+    with torch.no_grad():
+        hidden = torch.cat([model.encoder(model.preprocess(part)) for part in rows.split(8192)])
+    optimiser = torch.optim.Adam(model.y_head.parameters(), lr=3e-3, fused=True)
+    for epoch in range(-(-DISTILL_STEPS * config.batch_size // len(rows))):
+        generator = epoch_generator(config.seed, -config.pretrain_epochs - 1 - epoch, rows.device)
+        for index in batches(len(rows), config.batch_size, generator):
+            loss = F.cross_entropy(model.y_head(hidden[index]), responsibilities[index])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    model.zero_grad(set_to_none=True)
+
+
+def _epoch(model: NVISAModel, rows: Tensor, config: TrainingConfig, epoch: int) -> Iterator[Tensor]:
+    generator = epoch_generator(config.seed, epoch, rows.device)
+    for index in batches(len(rows), config.batch_size, generator):
+        yield model.preprocess(rows[index], generator)

@@ -1,0 +1,293 @@
+"""The training loop: one run from its start, or its last checkpoint, to its last epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from serving.bundle import InputSpec
+from training.annealing import halving
+from training.checkpoint import CheckpointError, load_tensors, save_tensors
+from training.config import TrainingConfig
+from training.history import History
+from training.initialise import Start, initialise_gmm
+from training.model import Baseline, NVISAModel
+from training.precision import matrix_products
+from training.schedule import batches, epoch_generator
+from training.selection import warm_bound
+from training.step import batch_objective
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+MAX_ROLLBACKS = 5
+# Leading eigenvalue of MNIST's covariance in units of x / 256: the data at which the paper starts ε at 1.
+MNIST_LEADING_VARIANCE = 5.2
+
+Say = Callable[[str], None]
+OnEpoch = Callable[[Mapping[str, Any]], None]
+
+
+class DivergedError(ArithmeticError):
+    """The loss stayed non-finite after `MAX_ROLLBACKS` rollbacks; the message names the epoch."""
+
+
+@dataclass
+class Run:
+    """One run: everything that changes while it trains.
+
+    Attributes
+    ----------
+    epoch
+        Epochs done.
+    rate_scale
+        Factor on the learning rate, halved at each rollback.
+    rollbacks
+        Rollbacks so far.
+    score
+        The label-free selection score (`training.selection.warm_bound`), once it was taken.
+    start
+        The AE+GMM mixture, with initialisation ``gmm``.
+    """
+
+    model: NVISAModel
+    baseline: Baseline | None
+    optimiser: torch.optim.Adam
+    start: Start | None = None
+    epoch: int = 0
+    rate_scale: float = 1.0
+    rollbacks: int = 0
+    score: float | None = None
+    history: History = field(default_factory=History)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is needed to go on: parameters, buffers, Adam's moments."""
+        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.baseline is not None:
+            found |= {f"baseline.{name}": value for name, value in self.baseline.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            found |= {f"adam.{index}.{name}": value for name, value in state.items()}
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take `tensors` back, in place."""
+        self.model.load_state_dict(_under(tensors, "model."))
+        if self.baseline is not None:
+            self.baseline.load_state_dict(_under(tensors, "baseline."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, "adam.").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+        state = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+
+
+def train(
+    config: TrainingConfig,
+    rows: Tensor,
+    spec: InputSpec,
+    *,
+    directory: Path | None = None,
+    resume: bool = False,
+    say: Say = lambda _: None,
+    on_epoch: OnEpoch = lambda _: None,
+) -> Run:
+    """Train one run on ``rows`` to ``config.total_epochs``.
+
+    Parameters
+    ----------
+    config
+        Hyper-parameters; the seed decides everything random.
+    rows
+        ``(n, *shape)`` on the training device, as they came: uint8 stays uint8.
+    spec
+        Description of one row.
+    directory
+        Where to keep the checkpoint and ``history.jsonl``; none with ``None``.
+    resume
+        Go on from the checkpoint in ``directory``, if there is one.
+    say, on_epoch
+        Called with messages for a person, and with each epoch's record.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged or belongs to another configuration.
+    DivergedError
+        If the loss stays non-finite.
+    """
+    checkpoint = directory / CHECKPOINT_FILE if directory is not None else None
+    run = _build(config, rows, spec)
+    if resume and checkpoint is not None and checkpoint.exists():
+        _restore(run, checkpoint, config)
+        say(f"resumed at epoch {run.epoch}")
+    else:
+        _initialise(run, rows, config, say)
+        if checkpoint is not None:
+            _save(run, checkpoint, config)
+    saved = time.monotonic()
+    good = {name: value.clone() for name, value in run.tensors().items()}
+    while run.epoch < config.total_epochs:
+        record = _train_epoch(run, rows, config)
+        if not math.isfinite(record["bound"]):
+            _roll_back(run, good, say)
+            continue
+        run.epoch += 1
+        if run.epoch == min(config.epsilon_every, config.total_epochs):
+            run.score = warm_bound(run.model, rows, config)
+        run.history.append(record)
+        for name, value in run.tensors().items():
+            if name in good:
+                good[name].copy_(value)
+            else:
+                good[name] = value.clone()
+        on_epoch(record)
+        last = run.epoch == config.total_epochs
+        if checkpoint is not None and (last or time.monotonic() - saved >= config.checkpoint_seconds):
+            _save(run, checkpoint, config)
+            saved = time.monotonic()
+    if config.total_epochs == 0 and run.score is None:
+        run.score = warm_bound(run.model, rows, config)
+    return run
+
+
+def epsilons(config: TrainingConfig, epoch: int, first_x: float) -> tuple[float, float]:
+    """(ε_x, ε_z) of an epoch, ``first_x`` being ε_x of epoch 0."""
+    share = halving(epoch, 1.0, config.epsilon_factor, config.epsilon_every, config.epsilon_floor)
+    return first_x * share, config.epsilon_z * share
+
+
+def _build(config: TrainingConfig, rows: Tensor, spec: InputSpec) -> Run:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = NVISAModel(config, spec)
+        baseline = Baseline(spec.row_size, config.hidden_sizes[-1]) if config.objective == "nvil" else None
+    if spec.dtype == "float32" and config.likelihood == "gaussian":
+        flat = rows.flatten(1).double()
+        model.standardise_as(flat.mean(0), flat.std(0, correction=0))
+    model.first_epsilon_x.fill_(_first_epsilon(model, rows, config))
+    model.to(rows.device)
+    if baseline is not None:
+        baseline.to(rows.device)
+    modules: list[nn.Module] = [model] if baseline is None else [model, baseline]
+    named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
+    is_matrix = [name.endswith("weight") or name == "z_from_y" for name, _ in named]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for (_, p), m in zip(named, is_matrix, strict=True) if m == matrix], "weight_decay": decay}
+        for matrix, decay in ((True, config.weight_decay), (False, 0.0))
+    ]
+    optimiser = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
+    return Run(model, baseline, optimiser)
+
+
+def _first_epsilon(model: NVISAModel, rows: Tensor, config: TrainingConfig) -> float:
+    if config.epsilon_x != "auto":
+        return config.epsilon_x
+    sample = model.preprocess(rows[:: -(-len(rows) // 5000)].cpu())
+    leading = torch.linalg.matrix_norm(sample - sample.mean(0), ord=2).square() / len(sample)
+    return float((leading / MNIST_LEADING_VARIANCE).sqrt())
+
+
+def _initialise(run: Run, rows: Tensor, config: TrainingConfig, say: Say) -> None:
+    if config.initialisation == "gmm":
+        run.start = initialise_gmm(run.model, rows, config, say)
+
+
+def _train_epoch(run: Run, rows: Tensor, config: TrainingConfig) -> dict[str, Any]:
+    """One epoch; the host waits for the device once, at its end."""
+    began = time.perf_counter()
+    epsilon_x, epsilon_z = epsilons(config, run.epoch, float(run.model.first_epsilon_x))
+    run.model.epsilon_x.fill_(epsilon_x)
+    run.model.epsilon_z.fill_(epsilon_z)
+    rate = run.rate_scale * halving(
+        run.epoch, config.learning_rate, config.learning_rate_factor, config.learning_rate_every
+    )
+    for group in run.optimiser.param_groups:
+        group["lr"] = rate
+    generator = epoch_generator(config.seed, run.epoch, rows.device)
+    bound = torch.zeros((), device=rows.device, dtype=torch.float64)
+    usage = torch.zeros(config.n_clusters, device=rows.device)
+    steps = 0
+    for index in batches(len(rows), config.batch_size, generator):
+        x = run.model.preprocess(rows[index], generator)
+        with matrix_products(rows.device, config.precision):
+            step = batch_objective(run.model, run.baseline, x, config, generator)
+        run.optimiser.zero_grad()
+        (-step.objective.surrogate.mean()).backward()
+        run.optimiser.step()
+        bound += step.objective.bound.mean()
+        usage += step.mean_q_y
+        steps += 1
+    finite = torch.stack([p.isfinite().all() for p in run.model.parameters()]).all()
+    shares = usage / steps
+    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+    mean_bound, usable, effective = torch.stack([bound / steps, finite.double(), entropy.exp()]).tolist()
+    return {
+        "epoch": run.epoch,
+        "bound": mean_bound if usable else math.nan,
+        "epsilon_x": epsilon_x,
+        "epsilon_z": epsilon_z,
+        "learning_rate": rate,
+        "effective_clusters": effective,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _roll_back(run: Run, good: Mapping[str, Tensor], say: Say) -> None:
+    run.rollbacks += 1
+    if run.rollbacks > MAX_ROLLBACKS:
+        raise DivergedError(
+            f"the loss was not finite at epoch {run.epoch}, after {MAX_ROLLBACKS} rollbacks: "
+            "lower learning_rate, raise epsilon_x, or take more importance samples"
+        )
+    run.load(good)
+    run.rate_scale /= 2
+    say(
+        f"the loss was not finite at epoch {run.epoch}: rolled back to its beginning, "
+        f"learning rate halved (x{run.rate_scale:g})"
+    )
+
+
+def _save(run: Run, path: Path, config: TrainingConfig) -> None:
+    tensors = run.tensors()
+    if run.start is not None:
+        tensors |= {f"start.{name}": value for name, value in run.start.tensors().items()}
+    meta = {
+        "config": config.digest(),
+        "seed": config.seed,
+        "epoch": run.epoch,
+        "rate_scale": run.rate_scale,
+        "rollbacks": run.rollbacks,
+        "score": run.score,
+    }
+    run.history.write(path.parent)
+    save_tensors(path, tensors, meta)
+
+
+def _restore(run: Run, path: Path, config: TrainingConfig) -> None:
+    tensors, meta = load_tensors(path)
+    if (meta["config"], meta["seed"]) != (config.digest(), config.seed):
+        raise CheckpointError(
+            f"{path} was made with other hyper-parameters: resume with those it was started with, "
+            "or fit into another directory"
+        )
+    if meta["epoch"] > config.total_epochs:
+        raise CheckpointError(
+            f"{path} is at epoch {meta['epoch']}, past the {config.total_epochs} asked for: "
+            "ask for more epochs"
+        )
+    run.load(tensors)
+    if start := _under(tensors, "start."):
+        run.start = Start.from_tensors(start)
+    run.epoch, run.rate_scale = meta["epoch"], meta["rate_scale"]
+    run.rollbacks, run.score = meta["rollbacks"], meta["score"]
+    run.history = History.read(path.parent, run.epoch)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

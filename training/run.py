@@ -1,0 +1,65 @@
+"""The directory of a run: opened by a fit, refused where it would lose or mix anything."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from serving.bundle import InputSpec
+from training.checkpoint import CheckpointError, read_json, write_json
+from training.config import TrainingConfig
+
+RUN_FILE = "run.json"
+
+
+def open_run(directory: Path, config: TrainingConfig, fingerprint: str, *, resume: bool) -> None:
+    """Make ``directory`` ready for a fit, and record what it is a fit of.
+
+    Raises
+    ------
+    CheckpointError
+        If the directory holds a run already and ``resume`` is not set, or ``resume`` is set and the run
+        is of other data or hyper-parameters, or there is none.
+    """
+    path = directory / RUN_FILE
+    if resume:
+        if not path.exists():
+            raise CheckpointError(f"{directory} holds no run to resume: leave --resume away to begin one")
+        known = read_json(path)
+        if known["fingerprint"] != fingerprint:
+            raise CheckpointError(f"{directory} is a run on other data: fit into another directory")
+        if (known["digest"], known["seed"]) != (config.digest(), config.seed):
+            raise CheckpointError(
+                f"{directory} was begun with other hyper-parameters: resume with those in {path}, "
+                "or fit into another directory"
+            )
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise CheckpointError(
+            f"{directory} exists already: pass --resume to go on with it, or another --output"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path,
+        {
+            "fingerprint": fingerprint,
+            "digest": config.digest(),
+            "seed": config.seed,
+            "config": config.model_dump(mode="json"),
+            "versions": {name: version(name) for name in ("nvisa", "torch", "numpy", "scikit-learn")},
+        },
+    )
+
+
+def check_rows(expected: InputSpec, found: InputSpec, source: str) -> None:
+    """Refuse data whose rows are not what a model was fitted on.
+
+    Raises
+    ------
+    ValueError
+        If dtype or shape differ.
+    """
+    if (expected.dtype, expected.shape) != (found.dtype, found.shape):
+        raise ValueError(
+            f"{source}: rows are {found.dtype} {found.shape}, "
+            f"the model takes {expected.dtype} {expected.shape}"
+        )

@@ -1,0 +1,112 @@
+"""Settings of ``nvisa-train``'s commands: command line, environment, YAML file, and for a fit its preset.
+
+The environment's names are the flags' with the command before them: ``NVISA_FIT_CLUSTERS``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, create_model
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+
+from serving.configuration import InvalidSettings, LayeredSettings
+from training.config import TrainingConfig, explain, load_preset, preset_names
+
+DEFAULT_PRESET = "default"
+_DATA = "IDX folder, .npy, .npz, .parquet, .csv, folder of images, or the word digits"
+_LABELS = "column of labels in a Parquet or CSV file; for scoring only, never seen by a fit"
+
+
+with warnings.catch_warnings():
+    # --json takes the name of a deprecated method of pydantic's, which nobody calls here.
+    warnings.filterwarnings("ignore", 'Field name "json"', UserWarning)
+
+    class EvaluateSettings(LayeredSettings):
+        """Score a run on labelled data: ACC (Hungarian, one-to-one), NMI, ARI, sizes, confidence."""
+
+        model_config = SettingsConfigDict(env_prefix="NVISA_EVALUATE_", cli_prog_name="nvisa-train evaluate")
+
+        run: CliPositionalArg[Path] = Field(description="directory of a fit")
+        data: str = Field(description=_DATA)
+        split: Literal["train", "test"] = Field("test", description="part of an IDX folder")
+        label_column: str | None = Field(None, description=_LABELS)
+        json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
+        device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the model")
+
+
+class ExportSettings(LayeredSettings):
+    """Export a run's q(y|x) as a bundle, after checking that ONNX Runtime and torch agree."""
+
+    model_config = SettingsConfigDict(env_prefix="NVISA_EXPORT_", cli_prog_name="nvisa-train export")
+
+    run: CliPositionalArg[Path] = Field(description="directory of a fit")
+    output: Path = Field(description="models/NAME/VERSION")
+
+
+class ReportSettings(LayeredSettings):
+    """Draw a run: samples, typical rows, latent space, curves, and one HTML page that shows them."""
+
+    model_config = SettingsConfigDict(env_prefix="NVISA_REPORT_", cli_prog_name="nvisa-train report")
+
+    run: CliPositionalArg[Path] = Field(description="directory of a fit")
+    output: Path | None = Field(None, description="where the pictures go; default: RUN/report")
+
+
+class _FitCommand(LayeredSettings):
+    """Fit NVISA to unlabelled data."""
+
+    model_config = SettingsConfigDict(env_prefix="NVISA_FIT_", cli_prog_name="nvisa-train fit")
+
+    data: CliPositionalArg[str] = Field(description=_DATA)
+    output: Path = Field(description="directory of the run, made by this command")
+    preset: str = Field(
+        DEFAULT_PRESET, description=f"hyper-parameters to start from: {', '.join(preset_names())}"
+    )
+    label_column: str | None = Field(None, description=_LABELS + "; here: do not use it as a feature")
+    resume: bool = Field(False, description="go on from the run's last checkpoint")
+
+    def training_config(self) -> TrainingConfig:
+        """Hyper-parameters: the preset's, overridden by what was given.
+
+        Raises
+        ------
+        InvalidSettings
+            If there is no such preset or the values do not fit each other.
+        """
+        given = {
+            name: value
+            for name in TrainingConfig.model_fields
+            if (value := getattr(self, _flag(name))) is not None
+        }
+        try:
+            return TrainingConfig.model_validate(load_preset(self.preset) | given)
+        except ValidationError as error:
+            raise InvalidSettings(explain(error)) from error
+        except ValueError as error:
+            raise InvalidSettings(str(error)) from error
+
+
+def _flag(name: str) -> str:
+    return "clusters" if name == "n_clusters" else name
+
+
+def _optional_fields() -> dict[str, Any]:
+    """Every hyper-parameter as a flag that is unset unless given; the number of clusters is required."""
+    fields: dict[str, Any] = {}
+    for name, field in TrainingConfig.model_fields.items():
+        required = name == "n_clusters"
+        kind: Any = field.annotation if required else field.annotation | None  # type: ignore[operator]
+        paper = "" if required or field.default is None else f"; the paper's: {field.default}"
+        fields[_flag(name)] = (
+            kind,
+            Field(... if required else None, description=f"{field.description}{paper}"),
+        )
+    return fields
+
+
+FitSettings = create_model(
+    "FitSettings", __base__=_FitCommand, __doc__=_FitCommand.__doc__, **_optional_fields()
+)

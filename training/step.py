@@ -1,0 +1,85 @@
+"""One batch under one objective: draw from q, weigh, and hand the log-weights to the estimator."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.config import TrainingConfig
+from training.densities import normal_log_density, sample_categorical, sample_normal
+from training.model import Baseline, NVISAModel
+from training.objectives import Objective, enumerated_elbo, nvil, vimco
+
+
+class Step(NamedTuple):
+    """A batch's objective and, detached, its mean q(y|x) of shape ``(K,)``."""
+
+    objective: Objective
+    mean_q_y: Tensor
+
+
+def batch_objective(
+    model: NVISAModel,
+    baseline: Baseline | None,
+    x: Tensor,
+    config: TrainingConfig,
+    generator: torch.Generator,
+) -> Step:
+    """Objective of preprocessed rows ``x (B, D)`` (paper eqs. 5 to 7).
+
+    For VIMCO and NVIL both y and z are detached, so that the score function covers log q(y, z | x). With
+    ``pathwise_z`` the gradient reaches z's distribution through z itself, and the score covers y alone; the
+    leave-one-out term does not depend on sample m's noise, so the estimator stays unbiased.
+    """
+    encoding = model.encode(x)
+    mean_q_y = encoding.log_q_y.detach().exp().mean(0)
+    if config.objective == "elbo":
+        return Step(_enumerated(model, x, encoding.log_q_y, encoding.hidden, config, generator), mean_q_y)
+    y = sample_categorical(encoding.log_q_y, config.n_samples, generator)
+    mean, std = model.q_z(encoding.hidden, y)
+    z = sample_normal(mean, std, generator)
+    log_q_y = encoding.log_q_y.gather(1, y.T).T
+    if not config.pathwise_z:
+        z = z.detach()
+    log_q = log_q_y + normal_log_density(z, mean, std)
+    log_weights = model.log_joint(x, y, z) - log_q
+    if config.objective == "nvil":
+        assert baseline is not None
+        return Step(nvil(log_weights, log_q, baseline(x)), mean_q_y)
+    return Step(vimco(log_weights, log_q_y if config.pathwise_z else log_q), mean_q_y)
+
+
+def _enumerated(
+    model: NVISAModel,
+    x: Tensor,
+    log_q_y: Tensor,
+    hidden: Tensor,
+    config: TrainingConfig,
+    generator: torch.Generator,
+) -> Objective:
+    draws, n_clusters, batch = config.n_samples, model.n_clusters, len(x)
+    y = torch.arange(n_clusters, device=x.device).repeat(draws).unsqueeze(1).expand(-1, batch)
+    mean, std = model.q_z(hidden, y)
+    z = sample_normal(mean, std, generator)
+    log_q = log_q_y.T.repeat(draws, 1) + normal_log_density(z, mean, std)
+    log_weights = model.log_joint(x, y, z) - log_q
+    return enumerated_elbo(log_weights.unflatten(0, (draws, n_clusters)), log_q_y.T)
+
+
+def row_bounds(model: NVISAModel, x: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+    """Lower bound of log p(x) for each row, with y summed exactly: ``(B, D) -> (B,)`` in nats.
+
+    ``log 1/S sum_s sum_y p(x, y, z_sy) / q(z_sy | y, x)``: the importance-weighted bound with only z
+    sampled. All rows share one draw of the noise, so that a row's bound does not depend on the others.
+    """
+    hidden = model.encode(x).hidden
+    n_clusters, batch = model.n_clusters, len(x)
+    y = torch.arange(n_clusters, device=x.device).repeat(n_samples).unsqueeze(1).expand(-1, batch)
+    mean, std = model.q_z(hidden, y)
+    noise = torch.empty((len(y), 1, mean.shape[-1]), device=x.device).normal_(generator=generator)
+    z = mean + std * noise
+    log_weights = model.log_joint(x, y, z) - normal_log_density(z, mean, std)
+    return torch.logsumexp(log_weights, 0) - math.log(n_samples)
