@@ -42,7 +42,11 @@ class TrainingConfig(BaseModel):
         description="vimco: reparameterise z and leave the score function to y alone; at small ε much less "
         "variance than the paper's estimator",
     )
-    batch_size: int = Field(128, ge=1, description="rows a step; the last short batch is dropped")
+    batch_size: int = Field(
+        128,
+        ge=1,
+        description="rows a step, fewer where an epoch had under ten steps; a short last batch is dropped",
+    )
     epochs: int | None = Field(
         None, ge=0, description="epochs; default: until ε has been at its floor for one stage"
     )

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import ValidationError
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from training import inference
@@ -159,7 +159,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         return inference.codes(self.fitted_.model, self._rows(X))
 
     def score_samples(self, X: Any, n_samples: int = 10) -> np.ndarray:
-        """Lower bound of log p(x) of each row in nats (float64), y summed and z drawn ``n_samples`` times."""
+        """Lower bound of log p(x) of each row in nats, float32; y summed, z drawn ``n_samples`` times."""
         check_is_fitted(self)
         return inference.bounds(self.fitted_.model, self._rows(X), n_samples)
 
@@ -226,10 +226,14 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
             raise ValueError(explain(error)) from error
 
     def _rows(self, X: Any, reset: bool = False) -> np.ndarray:
-        images = getattr(X, "dtype", None) == np.uint8
-        x = validate_data(
-            self, X, reset=reset, dtype=np.uint8 if images else np.float32, order="C", allow_nd=True
-        )
+        if getattr(X, "dtype", None) == np.uint8 or getattr(X, "ndim", 2) > 2:
+            # Images and other rows with a shape: scikit-learn would count only their second axis.
+            dtype = np.uint8 if X.dtype == np.uint8 else np.float32
+            x = check_array(X, dtype=dtype, order="C", allow_nd=True)
+            if reset:
+                self.n_features_in_ = int(np.prod(x.shape[1:]))
+        else:
+            x = validate_data(self, X, reset=reset, dtype=np.float32, order="C")
         if not reset and x.shape[1:] != self.fitted_.spec.shape:
             raise ValueError(
                 f"rows have shape {x.shape[1:]}, the model was fitted on {self.fitted_.spec.shape}"

@@ -60,12 +60,12 @@ def typicality(model: NVISAModel, z: np.ndarray, clusters: np.ndarray) -> np.nda
 
 @torch.no_grad()
 def bounds(model: NVISAModel, x: np.ndarray, n_samples: int) -> np.ndarray:
-    """Lower bound of log p(x) in nats for each row, `training.step.row_bounds`: float64 ``(n,)``."""
+    """Lower bound of log p(x) in nats for each row, `training.step.row_bounds`: float32 ``(n,)``."""
     found = []
     for part in _parts(model, x, BOUND_BATCH):
         generator = epoch_generator(0, BOUND_EPOCH, part.device)
         found.append(row_bounds(model, model.preprocess(part), n_samples, generator).cpu())
-    return torch.cat(found).double().numpy()
+    return torch.cat(found).numpy()
 
 
 @torch.no_grad()

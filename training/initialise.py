@@ -23,7 +23,8 @@ from training.schedule import batches, epoch_generator
 
 GMM_ROWS = 20_000
 DISTILL_ROWS = 50_000
-DISTILL_STEPS = 500
+DISTILL_STEPS = 200
+DISTILL_PENALTY = 1e-4
 # Std of p(z|y) at its initial parameters, SoftPlus(0) + 1: the autoencoder's latent space is scaled so
 # that the mixture's components are as wide as the prior's.
 PRIOR_STD = 1.0 + float(np.log(2.0))
@@ -172,14 +173,19 @@ def _distill(model: NVISAModel, rows: Tensor, start: Start, config: TrainingConf
     responsibilities = responsibilities.to(rows.device)
     with torch.no_grad():
         hidden = torch.cat([model.encoder(model.preprocess(part)) for part in rows.split(8192)])
-    optimiser = torch.optim.Adam(model.y_head.parameters(), lr=3e-3, fused=True)
-    for epoch in range(-(-DISTILL_STEPS * config.batch_size // len(rows))):
-        generator = epoch_generator(config.seed, -config.pretrain_epochs - 1 - epoch, rows.device)
-        for index in batches(len(rows), config.batch_size, generator):
-            loss = F.cross_entropy(model.y_head(hidden[index]), responsibilities[index])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+    optimiser = torch.optim.LBFGS(
+        model.y_head.parameters(), max_iter=DISTILL_STEPS, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = F.cross_entropy(model.y_head(hidden), responsibilities)
+        # Responsibilities near 0 and 1 have no finite maximum-likelihood weights.
+        value = value + DISTILL_PENALTY * model.y_head.weight.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
     model.zero_grad(set_to_none=True)
 
 

@@ -178,7 +178,10 @@ def _build(config: TrainingConfig, rows: Tensor, spec: InputSpec) -> Run:
     named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
     is_matrix = [name.endswith("weight") or name == "z_from_y" for name, _ in named]
     groups: list[dict[str, Any]] = [
-        {"params": [p for (_, p), m in zip(named, is_matrix, strict=True) if m == matrix], "weight_decay": decay}
+        {
+            "params": [p for (_, p), m in zip(named, is_matrix, strict=True) if m == matrix],
+            "weight_decay": decay,
+        }
         for matrix, decay in ((True, config.weight_decay), (False, 0.0))
     ]
     optimiser = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MIN_STEPS = 10
+
 
 def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
     """Generator of one epoch; negative epochs are for what happens before the first."""
@@ -23,9 +25,9 @@ def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Genera
 def batches(n_rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of an epoch's batches in random order; the last short one is dropped.
 
-    With fewer rows than a batch, all of them are one batch.
+    Data of fewer than ten batches is cut into ten smaller ones, so that an epoch is always several steps.
     """
     order = torch.randperm(n_rows, generator=generator, device=generator.device)
-    size = min(batch_size, n_rows)
+    size = min(batch_size, -(-n_rows // MIN_STEPS))
     for start in range(0, n_rows - size + 1, size):
         yield order[start : start + size]

@@ -80,7 +80,9 @@ def test_history_past_the_checkpoint_is_dropped(rows, tmp_path):
 def test_seed_decides_everything(rows):
     assert_same(weights(train(config(), rows, SPEC)), weights(train(config(), rows, SPEC)))
     other = weights(train(config(seed=1), rows, SPEC))
-    assert not torch.equal(weights(train(config(), rows, SPEC))["model.y_head.weight"], other["model.y_head.weight"])
+    assert not torch.equal(
+        weights(train(config(), rows, SPEC))["model.y_head.weight"], other["model.y_head.weight"]
+    )
 
 
 def test_stds_keep_their_bounds_after_every_epoch(rows, monkeypatch):
@@ -144,7 +146,7 @@ def test_non_finite_parameters_are_noticed_even_if_the_bound_is_finite(rows, mon
 
     monkeypatch.setattr(torch.optim.Adam, "step", poison)
     with pytest.raises(DivergedError, match="not finite at epoch 0, after 5 rollbacks"):
-        train(config(batch_size=1000), rows, SPEC)
+        train(config(), rows, SPEC)
 
 
 def test_checkpoint_of_another_configuration_is_refused(rows, tmp_path):
@@ -180,10 +182,11 @@ def test_short_history_is_refused(tmp_path):
 
 def test_batches_cover_an_epoch_without_repeats():
     generator = epoch_generator(0, 0, torch.device("cpu"))
-    found = list(batches(10, 4, generator))
-    assert [len(batch) for batch in found] == [4, 4]
-    assert len(torch.cat(found).unique()) == 8
-    assert [len(batch) for batch in batches(3, 4, generator)] == [3]
+    found = list(batches(50, 4, generator))
+    assert [len(batch) for batch in found] == [4] * 12
+    assert len(torch.cat(found).unique()) == 48
+    assert [len(batch) for batch in batches(20, 128, generator)] == [2] * 10, "ten steps at least"
+    assert [len(batch) for batch in batches(3, 128, generator)] == [1] * 3
 
 
 def test_epochs_draw_from_streams_of_their_own():

@@ -72,9 +72,7 @@ def solvable(blur: float = 1.0) -> tuple[LinearGaussianMixture, Tensor]:
 
 
 def config_of(objective: str, n_samples: int) -> TrainingConfig:
-    return TrainingConfig(
-        n_clusters=K, latent_dim=L, objective=objective, n_importance_samples=n_samples
-    )
+    return TrainingConfig(n_clusters=K, latent_dim=L, objective=objective, n_importance_samples=n_samples)
 
 
 @pytest.mark.parametrize(("objective", "n_samples"), [("vimco", 2), ("vimco", 7), ("nvil", 1), ("elbo", 2)])
@@ -201,8 +199,13 @@ def test_heads_train_the_same_under_autocast():
     gradients = []
     for precision in ("float32", "low"):
         with matrix_products(torch.device("cpu"), precision):
-            step = batch_objective(model, None, x, config.model_copy(update={"objective": "elbo"}),
-                                   torch.Generator().manual_seed(0))
+            step = batch_objective(
+                model,
+                None,
+                x,
+                config.model_copy(update={"objective": "elbo"}),
+                torch.Generator().manual_seed(0),
+            )
         gradients.append(torch.autograd.grad(step.objective.surrogate.mean(), list(model.parameters())))
     for exact, low in zip(*gradients, strict=True):
         assert low.dtype == torch.float32

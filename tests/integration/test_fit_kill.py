@@ -1,0 +1,71 @@
+"""A fit as a process of its own: killed without warning, then resumed to the very same model."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.checkpoint import load_tensors
+
+FIT = [sys.executable, "-m", "training.cli", "fit"]
+SETTINGS = [
+    "--clusters", "3", "--epochs", "300", "--hidden-sizes", "16", "--latent-dim", "2",
+    "--pretrain-epochs", "2", "--gmm-starts", "1", "--checkpoint-seconds", "0", "--restarts", "2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    random = np.random.default_rng(0)
+    x = 6 * random.standard_normal((3, 1, 4)) + random.standard_normal((3, 40, 4))
+    path = tmp_path_factory.mktemp("data") / "x.npy"
+    np.save(path, x.reshape(-1, 4).astype(np.float32))
+    return path
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([*FIT, *arguments], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, sign):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(str(data), *SETTINGS, "--output", str(whole))
+
+    process = subprocess.Popen(
+        [*FIT, str(data), *SETTINGS, "--output", str(broken)], stderr=subprocess.PIPE, text=True
+    )
+    history = broken / "restart-1" / "history.jsonl"
+    # In the second restart, some epochs in: the first must be kept, the second gone on with.
+    wait_for(lambda: history.exists() and history.read_text().count("\n") >= 5, process)
+    process.send_signal(sign)
+    _, error = process.communicate(timeout=60)
+    assert not (broken / "fit.json").exists(), "it was to be stopped before its end"
+    if sign == signal.SIGINT:
+        assert process.returncode == 130
+        assert "go on with --resume" in error
+
+    said = run(str(data), *SETTINGS, "--output", str(broken), "--resume")
+    assert "restart 1/2: resumed at epoch 300" in said
+    assert "restart 2/2: resumed at epoch" in said
+    expected, _ = load_tensors(whole / "model.safetensors")
+    found, _ = load_tensors(broken / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name].numpy(), expected[name].numpy(), err_msg=name)
+    leftovers = [path for path in broken.rglob(".*") if sign != signal.SIGKILL]
+    assert not leftovers

@@ -1,0 +1,145 @@
+"""``nvisa-train`` as a user types it, in process: what works, and what each mistake says."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+from training.cli import main
+
+SMALL = [
+    "--epochs",
+    "1",
+    "--pretrain-epochs",
+    "1",
+    "--hidden-sizes",
+    "8",
+    "--latent-dim",
+    "2",
+    "--gmm-starts",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 3, 90)
+    x = np.eye(3)[truth] * 8 + random.standard_normal((90, 3))
+    path = tmp_path_factory.mktemp("data") / "rows.csv"
+    lines = [f"{a},{b},{c},class {t}" for (a, b, c), t in zip(x, truth, strict=True)]
+    path.write_text("\n".join(["a,b,c,kind", *lines]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(table, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["fit", str(table), "--clusters", "3", "--output", str(output), "--label-column", "kind"]
+    assert main([*arguments, *SMALL, "--restarts", "2"]) == 0
+    return output
+
+
+def test_evaluate_prints_a_table_and_json(run, table, capsys):
+    arguments = ["evaluate", str(run), "--data", str(table), "--label-column", "kind"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "ACC" in text
+    assert "AE+GMM, the start of this run" in text
+    assert main([*arguments, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {"acc", "nmi", "ari", "cluster_sizes", "empty_clusters", "mean_confidence", "start"} <= set(scores)
+    assert sum(scores["cluster_sizes"]) == scores["n_rows"] == 90
+    assert f"{scores['acc']:.4f}" in text
+
+
+def test_evaluate_without_labels_gives_sizes_alone(run, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.zeros((5, 3), np.float32))
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "x.npy"), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["acc"] is None
+    assert scores["n_rows"] == 5
+
+
+def test_all_scores_are_kept(run):
+    restarts = json.loads((run / "fit.json").read_text())["restarts"]
+    assert [restart["seed"] for restart in restarts] == [0, 1]
+    assert all(float(restart["score"]) < 0 for restart in restarts)
+
+
+def test_export_and_report(run, tmp_path, capsys):
+    assert main(["export", str(run), "--output", str(tmp_path / "toy" / "1")]) == 0
+    assert "equal argmax 100.00 %" in capsys.readouterr().out
+    assert main(["report", str(run), "--output", str(tmp_path / "report")]) == 0
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"samples.png", "typical.png", "latent.png", "history.png", "index.html"}
+
+
+def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
+    """Command line over environment over YAML over preset."""
+    settings = {
+        "clusters": 2,
+        "epochs": 1,
+        "pretrain_epochs": 1,
+        "hidden_sizes": [8],
+        "latent_dim": 4,
+        "seed": 7,
+    }
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setenv("NVISA_FIT_LATENT_DIM", "3")
+    monkeypatch.setenv("NVISA_FIT_CLUSTERS", "4")
+    arguments = ["fit", str(table), "--label-column", "kind", "--config", str(tmp_path / "fit.yaml")]
+    assert main([*arguments, "--clusters", "3", "--gmm-starts", "1", "--output", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert (config["n_clusters"], config["latent_dim"], config["seed"]) == (3, 3, 7)
+    assert config["epsilon_every"] == 20, "from the preset"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "{table}", "--output", "{tmp}/r"], "--clusters is missing"),
+        (["fit", "{tmp}/nothing.npy", "--clusters", "3", "--output", "{tmp}/r"], "no such file"),
+        (
+            ["fit", "digits", "--clusters", "2000", "--output", "{tmp}/r"],
+            "n_samples=1797 should be >= n_clusters",
+        ),
+        (
+            ["fit", "digits", "--clusters", "10", "--output", "{tmp}/r", "--preset", "x"],
+            "unknown preset 'x'; there are",
+        ),
+        (["fit", "digits", "--clusters", "10", "--output", "{tmp}/r", "--wrong", "1"], "--wrong"),
+        (
+            ["fit", "digits", "--clusters", "10", "--output", "{tmp}/r", "--learning-rate", "0"],
+            "learning-rate|learning_rate",
+        ),
+        (["fit", "digits", "--clusters", "10", "--output", "{table}/r"], "Not a directory|File exists"),
+        (["fit", "digits", "--clusters", "10", "--output", "{run}"], "exists already: pass --resume"),
+        (["fit", "digits", "--clusters", "10", "--output", "{run}", "--resume"], "run on other data"),
+        (
+            ["evaluate", "{run}", "--data", "digits"],
+            r"rows are uint8 \(8, 8\), the model takes float32 \(3,\)",
+        ),
+        (["evaluate", "{tmp}", "--data", "digits"], "cannot read"),
+        (["export", "{run}", "--output", "{tmp}/toy"], "NAME/VERSION"),
+        (["bake"], "no command 'bake'; there are fit, evaluate, export, report"),
+    ],
+)
+def test_mistakes_are_explained_in_one_line(arguments, message, table, run, tmp_path, capsys):
+    filled = [part.format(table=table, run=run, tmp=tmp_path) for part in arguments]
+    assert main(filled) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("nvisa-train")
+    assert re.search(message, error), error
+    assert not (tmp_path / "r").exists()
+    assert not (tmp_path / "toy").exists()
+
+
+def test_usage(capsys):
+    assert main(["--help"]) == 0
+    assert "commands:" in capsys.readouterr().out
+    assert main([]) == 2

@@ -1,0 +1,152 @@
+"""The estimator as scikit-learn has it, and as a user does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits, load_iris, make_blobs
+from sklearn.metrics import adjusted_rand_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from training import NVISA
+from training.checkpoint import CheckpointError
+from training.config import TrainingConfig, load_preset
+
+QUICK = {
+    "n_clusters": 3,
+    "epochs": 2,
+    "pretrain_epochs": 5,
+    "hidden_sizes": (16,),
+    "latent_dim": 2,
+    "gmm_starts": 2,
+    "random_state": 0,
+}
+
+
+@parametrize_with_checks([NVISA(**QUICK)])
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def blobs() -> np.ndarray:
+    return make_blobs(150, centers=3, cluster_std=0.8, random_state=1)[0].astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fitted(blobs) -> NVISA:
+    return NVISA(**QUICK | {"pretrain_epochs": 60}).fit(blobs)
+
+
+def test_parameters_are_those_of_the_configuration_and_defaults_those_of_the_preset():
+    parameters = set(NVISA().get_params()) - {"random_state", "verbose"}
+    assert parameters == set(TrainingConfig.model_fields) - {"seed", "checkpoint_seconds"}
+    assert NVISA(random_state=0)._config() == TrainingConfig(**load_preset("default"))
+
+
+def test_finds_blobs(blobs, fitted):
+    truth = make_blobs(150, centers=3, cluster_std=0.8, random_state=1)[1]
+    assert adjusted_rand_score(truth, fitted.labels_) > 0.9
+    assert (fitted.labels_ == fitted.predict(blobs)).all()
+    assert (fitted.labels_ == clone(fitted).fit_predict(blobs)).all()
+
+
+def test_probabilities_sum_to_one_and_agree_with_predict(blobs, fitted):
+    q = fitted.predict_proba(blobs)
+    np.testing.assert_allclose(q.sum(1), 1, rtol=1e-5)
+    assert (q.argmax(1) == fitted.predict(blobs)).all()
+
+
+def test_score_samples_tells_training_rows_from_far_ones(blobs, fitted):
+    near, far = fitted.score_samples(blobs), fitted.score_samples(blobs + 40)
+    assert near.shape == (150,)
+    assert near.min() > far.max()
+    assert fitted.score(blobs) == pytest.approx(near.mean())
+
+
+def test_sample_has_the_shape_and_place_of_the_data(blobs, fitted):
+    x, y = fitted.sample(300)
+    assert x.shape == (300, 2)
+    assert set(y) == {0, 1, 2}
+    assert np.abs(np.median(x, 0) - np.median(blobs, 0)).max() < 6
+    with pytest.raises(ValueError, match="n_samples must be at least 1"):
+        fitted.sample(0)
+
+
+def test_save_and_load(blobs, fitted, tmp_path):
+    fitted.save(tmp_path / "model")
+    again = NVISA.load(tmp_path / "model")
+    assert (again.predict_proba(blobs) == fitted.predict_proba(blobs)).all()
+    assert (again.score_samples(blobs) == fitted.score_samples(blobs)).all()
+    # `auto` and `None` are given back as what they came to; the device is the one asked for on loading.
+    for name, value in fitted.get_params().items():
+        assert again.get_params()[name] == value, name
+    with pytest.raises(CheckpointError, match="cannot read"):
+        NVISA.load(tmp_path / "nothing")
+
+
+def test_load_refuses_a_damaged_model(fitted, tmp_path):
+    fitted.save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot read"):
+        NVISA.load(tmp_path)
+
+
+def test_images_are_taken_as_bytes_of_any_shape():
+    x = (load_digits().images[:200] * 15).astype(np.uint8)
+    model = NVISA(**QUICK | {"n_clusters": 4}).fit(x)
+    assert model.predict_proba(x).shape == (200, 4)
+    assert model.sample(5)[0].dtype == np.uint8
+    assert model.sample(5)[0].shape == (5, 8, 8)
+    with pytest.raises(ValueError, match="rows have shape"):
+        model.predict(x[:, :4])
+    with pytest.raises(ValueError, match="fitted on uint8"):
+        model.predict(x.astype(np.float32))
+
+
+def test_restarts_keep_all_scores_and_choose_the_best():
+    x = load_iris().data
+    model = NVISA(**QUICK | {"restarts": 3}).fit(x)
+    scores = [restart.score for restart in model.fitted_.restarts]
+    assert len(set(scores)) == 3
+    assert model.fitted_.chosen == int(np.argmax(scores))
+    assert [restart.seed for restart in model.fitted_.restarts] == [0, 1, 2]
+    alone = NVISA(**QUICK | {"random_state": model.fitted_.chosen}).fit(x)
+    assert (alone.predict_proba(x) == model.predict_proba(x)).all(), "a restart equals its own separate run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_clusters": 0}, "n_clusters: Input should be greater than or equal to 1"),
+        ({"objective": "magic"}, "objective: Input should be 'vimco', 'elbo' or 'nvil'"),
+        ({"n_importance_samples": 1}, "objective vimco needs n_importance_samples >= 2"),
+        ({"epsilon_x": -1.0}, "epsilon_x must be positive"),
+        ({"likelihood": "bernoulli"}, r"Bernoulli p\(x\|z\) needs values in \[0, 1\]"),
+        ({"n_clusters": 151}, "n_samples=150 should be >= n_clusters=151"),
+    ],
+)
+def test_unusable_parameters_are_explained(blobs, changes, message):
+    with pytest.raises(ValueError, match=message):
+        NVISA(**QUICK | changes).fit(blobs)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones((50, 3)), "all rows are equal"),
+        (np.ones((1, 3)), "n_samples=1"),
+        (np.array([[1.0, np.nan]] * 10), "NaN"),
+        (np.empty((0, 3)), "0 sample"),
+    ],
+)
+def test_unusable_data_is_explained(x, message):
+    with pytest.raises(ValueError, match=message):
+        NVISA(**QUICK).fit(x)
+
+
+def test_progress_is_shown_when_asked_for(blobs, capsys):
+    NVISA(**QUICK | {"verbose": True}).fit(blobs)
+    assert "epoch 2/2, bound" in capsys.readouterr().err

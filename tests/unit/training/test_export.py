@@ -1,0 +1,91 @@
+"""Export: the bundle, parity, and refusal."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from serving.bundle import BundleError, read_bundle
+from serving.engine import OnnxEngine
+from training import export as export_module
+from training.config import TrainingConfig
+from training.data import describe
+from training.export import ExportError, check_parity, export, to_onnx
+from training.fit import fit
+from training.inference import probabilities
+
+
+def fitted_on(x: np.ndarray):
+    config = TrainingConfig(n_clusters=3, latent_dim=2, hidden_sizes=(8,), n_importance_samples=2, epochs=1)
+    return fit(config, x, describe(x), name="/somewhere/private/toy.npy", fingerprint="f" * 64)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return fitted_on(np.random.default_rng(0).integers(0, 256, size=(64, 5, 4), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def features():
+    x = np.random.default_rng(0).standard_normal((64, 6)) * [1, 10, 100, 1, 1, 0.1] + 3
+    return fitted_on(x.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["images", "features"])
+def test_bundle_serves_what_torch_computes(kind, request, tmp_path):
+    fitted = request.getfixturevalue(kind)
+    manifest = export(fitted, tmp_path / "toy" / "1")
+    bundle = read_bundle(tmp_path / "toy" / "1")
+    assert bundle.manifest == manifest
+    engine = OnnxEngine(bundle, "cpu")
+    for rows in (fitted.rows.sample, fitted.rows.sample[:1]):
+        expected = probabilities(fitted.model, rows)
+        found = engine.assign(rows)
+        np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+        assert (found.clusters == expected.argmax(1)).all()
+    assert manifest.parity.rows == 64
+    assert manifest.parity.max_abs_difference < 1e-5
+    assert manifest.input == fitted.spec
+
+
+def test_graph_is_self_contained_and_tells_nothing_of_this_machine(images):
+    graph = to_onnx(images)
+    proto = onnx.load_from_string(graph)
+    assert not any(tensor.external_data for tensor in proto.graph.initializer)
+    assert b"/training/" not in graph
+    assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def test_manifest_names_the_data_without_its_path(images, tmp_path):
+    manifest = export(images, tmp_path / "toy" / "3")
+    assert manifest.training.data == "toy.npy"
+    assert manifest.version == 3
+    assert [cluster.id for cluster in manifest.clusters] == [0, 1, 2]
+    assert sum(cluster.share for cluster in manifest.clusters) == pytest.approx(1)
+
+
+def test_export_is_refused_when_parity_fails(images, features, tmp_path, monkeypatch):
+    wrong = fitted_on(255 - images.rows.sample)
+    graph = to_onnx(wrong)
+    with pytest.raises(ExportError, match=r"differs from torch by up to .* not exported"):
+        check_parity(images, graph, images.rows.sample)
+    monkeypatch.setattr(export_module, "to_onnx", lambda fitted: graph)
+    with pytest.raises(ExportError):
+        export(images, tmp_path / "toy" / "1")
+    assert not (tmp_path / "toy").exists()
+
+
+def test_versions_are_never_overwritten(images, tmp_path):
+    export(images, tmp_path / "toy" / "1")
+    before = (tmp_path / "toy" / "1" / "model.onnx").read_bytes()
+    with pytest.raises(BundleError, match="already exists"):
+        export(images, tmp_path / "toy" / "1")
+    assert (tmp_path / "toy" / "1" / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["toy", "toy/v1", "toy/0"])
+def test_output_must_name_a_version(images, tmp_path, name):
+    with pytest.raises(ExportError, match="NAME/VERSION"):
+        export(images, tmp_path / name)
