@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,33 +19,8 @@ from serving.call_queue import Answer, Call, CallQueue, Piece
 from serving.engine import Engine
 from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.inference import Batch, InferenceThreads
+from serving.limits import BatchLimits
 from serving.metrics import ModelMetrics
-
-
-@dataclass(frozen=True)
-class BatchLimits:
-    """How batches are formed.
-
-    Attributes
-    ----------
-    max_batch_rows
-        Most rows of one run; longer calls are split.
-    max_queue_rows
-        Rows that may wait. A call that alone has more is taken only while none wait.
-    max_queue_delay
-        Seconds a batch that is not full may wait for company while a thread is free. The event loop's
-        timers are no finer than about a millisecond.
-    buckets
-        Batch sizes to pad to, ascending; empty to run every size as it is.
-    threads
-        Threads that run the model at once.
-    """
-
-    max_batch_rows: int = 256
-    max_queue_rows: int = 65536
-    max_queue_delay: float = 0.0
-    buckets: tuple[int, ...] = ()
-    threads: int = 1
 
 
 class Batcher:

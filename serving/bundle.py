@@ -18,6 +18,8 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from serving.files import sync_directory, write_synced
+
 GRAPH_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 INPUT_NAME = "x"
@@ -27,7 +29,7 @@ CLUSTER = "cluster"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ModelName = Annotated[str, StringConstraints(pattern=_NAME)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-_VERSION = re.compile(r"^[1-9][0-9]*$")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")  # fits an int64
 
 
 class BundleError(ValueError):
@@ -167,7 +169,7 @@ def sha256(data: bytes) -> str:
 
 def parse_version(text: str) -> int | None:
     """Version number of a directory name, or ``None`` if it is not a positive integer."""
-    return int(text) if _VERSION.match(text) else None
+    return int(text) if _VERSION.fullmatch(text) else None
 
 
 def find_bundles(repository: Path) -> list[Path]:
@@ -179,17 +181,20 @@ def find_bundles(repository: Path) -> list[Path]:
     Raises
     ------
     BundleError
-        If ``repository`` is not a directory.
+        If ``repository`` is not a directory, or a folder cannot be read.
     """
-    if not repository.is_dir():
-        raise BundleError(f"model repository {repository} is not a directory; create it or pass another")
-    found = [
-        (model.name, version, path)
-        for model in repository.iterdir()
-        if re.match(_NAME, model.name) and model.is_dir()
-        for path in model.iterdir()
-        if path.is_dir() and (version := parse_version(path.name)) is not None
-    ]
+    try:
+        if not repository.is_dir():
+            raise BundleError(f"model repository {repository} is not a directory; create it or pass another")
+        found = [
+            (model.name, version, path)
+            for model in repository.iterdir()
+            if re.match(_NAME, model.name) and model.is_dir()
+            for path in model.iterdir()
+            if path.is_dir() and (version := parse_version(path.name)) is not None
+        ]
+    except OSError as error:
+        raise BundleError(f"cannot read model repository: {error.filename}: {error.strerror}") from error
     return [path for _, _, path in sorted(found)]
 
 
@@ -252,8 +257,8 @@ def write_bundle(path: Path, manifest: Manifest, graph: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=path.parent))
         staging.chmod(0o755)
-        _write_synced(staging / GRAPH_FILE, graph)
-        _write_synced(staging / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+        write_synced(staging / GRAPH_FILE, graph)
+        write_synced(staging / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
         sync_directory(staging)
         os.rename(staging, path)
         sync_directory(path.parent)
@@ -263,19 +268,3 @@ def write_bundle(path: Path, manifest: Manifest, graph: bytes) -> Path:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
     return path
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in directory ``path`` durable (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

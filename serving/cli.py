@@ -7,8 +7,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from serving.configuration import InvalidSettings, load_settings
 from serving.logs import set_up_logs
-from serving.settings import InvalidSettings, ServerSettings, load_settings
+from serving.settings import ServerSettings
 
 log = logging.getLogger("serving.cli")
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         are wrong.
     """
     try:
-        settings = load_settings(arguments)
+        settings = load_settings(ServerSettings, arguments)
     except InvalidSettings as error:
         print(f"nvisa-serve: {error}", file=sys.stderr)
         return 2

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -31,7 +31,7 @@ class LayeredSettings(BaseSettings):
     Attributes
     ----------
     config
-        The YAML file; its keys are the names of the flags.
+        The YAML file; its keys are the names of the flags, with dashes or underscores.
     """
 
     model_config = SettingsConfigDict(
@@ -44,7 +44,13 @@ class LayeredSettings(BaseSettings):
         cli_avoid_json=True,
     )
 
-    config: Path | None = None
+    config: Path | None = Field(None, description="YAML file with settings; its keys are these flags' names")
+
+    @field_validator("*")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        # No shell has seen what comes from a file or the environment, or as --flag=~/path.
+        return value.expanduser() if isinstance(value, Path) else value
 
     @classmethod
     def settings_customise_sources(
@@ -59,19 +65,13 @@ class LayeredSettings(BaseSettings):
         return env_settings, init_settings
 
 
-def load_settings(
-    kind: type[SettingsT],
-    arguments: Sequence[str] | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> SettingsT:
+def load_settings(kind: type[SettingsT], arguments: Sequence[str] | None = None) -> SettingsT:
     """Read the settings ``kind``.
 
     Parameters
     ----------
     arguments
         Without the program's name; those of this process if ``None``.
-    environment
-        Where to look for names that are no setting; that of this process if ``None``.
 
     Raises
     ------
@@ -80,14 +80,13 @@ def load_settings(
     SystemExit
         If ``--help`` was asked for.
     """
-    environment = os.environ if environment is None else environment
     prefix = kind.model_config["env_prefix"]
     known = {prefix + name.upper() for name in kind.model_fields}
     # Kubernetes sets these in every pod of a namespace that has a Service of such a name.
     service_link = re.compile(rf"{prefix}(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?")
     unknown = sorted(
         name
-        for name in environment
+        for name in os.environ
         if name.startswith(prefix) and name not in known and not service_link.fullmatch(name)
     )
     if unknown:
@@ -96,24 +95,26 @@ def load_settings(
         command_line = CliSettingsSource[Any](
             kind, cli_parse_args=list(arguments) if arguments is not None else True
         )
-        path = command_line().get("config") or environment.get(f"{prefix}CONFIG")
+        flags = command_line()
+        path = flags.get("config") or os.environ.get(f"{prefix}CONFIG")
         from_file = _read_yaml(kind, Path(path)) if path else {}
         return kind(_cli_settings_source=command_line, **from_file)
     except SettingsError as error:
         raise InvalidSettings(str(error).removeprefix("error parsing CLI: ")) from error
     except ValidationError as error:
-        raise InvalidSettings("; ".join(_explain(prefix, dict(each)) for each in error.errors())) from error
+        explained = (_explain(prefix, flags, path, dict(each)) for each in error.errors())
+        raise InvalidSettings("; ".join(explained)) from error
 
 
-def _explain(prefix: str, error: dict[str, Any]) -> str:
+def _explain(prefix: str, flags: dict[str, Any], path: Any, error: dict[str, Any]) -> str:
     if not error["loc"]:
         return str(error["msg"])
-    name = str(error["loc"][0]).replace("_", "-")
+    key = str(error["loc"][0])
+    flag, variable = f"--{key.replace('_', '-')}", prefix + key.upper()
     if error["type"] == "missing":
-        return f"--{name} is missing; pass it, or set {prefix}{name.replace('-', '_').upper()}"
-    if error["type"] == "extra_forbidden":
-        return f"there is no setting {name!r}"
-    return f"--{name}: {error['msg']}, got {error['input']!r}"
+        return f"{flag} is missing; pass it, or set {variable}"
+    origin = "" if key in flags else f" (from {variable if variable in os.environ else f'--config {path}'})"
+    return f"{flag}: {error['msg']}, got {error['input']!r}{origin}"
 
 
 def _read_yaml(kind: type[LayeredSettings], path: Path) -> dict[str, Any]:
@@ -130,6 +131,8 @@ def _read_yaml(kind: type[LayeredSettings], path: Path) -> dict[str, Any]:
             f"--config {path}: expected a mapping of settings, got {type(content).__name__}"
         )
     settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(settings) < len(content):
+        raise InvalidSettings(f"--config {path}: a setting is there twice, with dashes and with underscores")
     unknown = sorted(set(settings) - set(kind.model_fields) | ({"config"} & set(settings)))
     if unknown:
         raise InvalidSettings(f"--config {path}: there is no setting {', '.join(map(repr, unknown))}")

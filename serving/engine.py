@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from serving.bundle import CLUSTER, INPUT_NAME, PROBABILITIES, Bundle, BundleError
+from serving.runtime import import_onnxruntime
+
+log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -126,7 +130,7 @@ def available_cpus() -> int:
 
 
 def _session(bundle: Bundle, device: Device, threads: int, spin: bool):  # type: ignore[no-untyped-def]
-    import onnxruntime as ort
+    ort = import_onnxruntime()
 
     def build(cuda: bool):  # type: ignore[no-untyped-def]
         options = ort.SessionOptions()
@@ -161,6 +165,7 @@ def _session(bundle: Bundle, device: Device, threads: int, spin: bool):  # type:
                         f"device=cuda: CUDA cannot be used: {error}; check the driver and the CUDA and "
                         "cuDNN versions, or use --device cpu"
                     ) from error
+                log.warning("device=auto: CUDA is there and cannot be used", extra={"why": str(error)})
     try:
         return build(cuda=False)
     except Exception as error:

@@ -146,7 +146,7 @@ def _write_outputs(
 def _version(text: str) -> int:
     if not text:
         return 0
-    number = parse_version(text) if len(text) < 19 else None  # an int64 at most
+    number = parse_version(text)
     if number is None:
         raise UnknownModel(f"no version {text[:64]!r}; versions are positive integers")
     return number

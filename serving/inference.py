@@ -93,6 +93,8 @@ class InferenceThreads(Generic[Owner]):
         answer = self._engine.assign(batch.x)
         if len(answer.clusters) != len(batch.x) or len(answer.probabilities) != len(batch.x):
             raise EngineError(f"{len(answer.clusters)} answers for {len(batch.x)} rows")
+        if answer.clusters.min() < 0:  # too large a number would not go unnoticed below
+            raise EngineError(f"the model answers with cluster {answer.clusters.min()}")
         batch.probabilities = answer.probabilities[: batch.rows]
         batch.clusters = answer.clusters[: batch.rows]
-        batch.confidences = batch.probabilities[np.arange(batch.rows), batch.clusters]
+        batch.confidences = answer.confidences[: batch.rows]

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.batcher import Batcher, BatchLimits
+from serving.batcher import Batcher
 from serving.bundle import Bundle, BundleError, Manifest, find_bundles, read_bundle
-from serving.engine import Device, Engine, EngineError, OnnxEngine, available_cpus
+from serving.engine import Device, Engine, EngineError, OnnxEngine
 from serving.errors import NotReady, UnknownModel
+from serving.limits import BatchLimits, batch_limits, intra_op_threads
 from serving.metrics import Metrics
 from serving.settings import ServerSettings
 
@@ -53,7 +54,6 @@ class ReadyModel:
 
     manifest: Manifest
     batcher: Batcher
-    device: str
 
 
 def onnx_engine(bundle: Bundle, device: Device, intra_op_threads: int) -> Engine:
@@ -89,7 +89,7 @@ class Repository:
         if not paths:
             raise BundleError(
                 f"model repository {settings.model_repository} has no bundle; "
-                "export one to <repository>/<name>/<version>/"
+                "pass the folder above <name>/<version>/, or export a bundle there"
             )
         self._models = [Model(path.parent.name, int(path.name), path) for path in paths]
         self._by_name: dict[str, list[Model]] = {}
@@ -172,10 +172,10 @@ class Repository:
             If it is still loading, or could not be loaded.
         """
         model = self.find(name, version)
-        if model.state is not ModelState.READY or not (model.manifest and model.batcher and model.engine):
+        if model.state is not ModelState.READY or not (model.manifest and model.batcher):
             reason = f": {model.reason}" if model.reason else "; try again soon"
             raise NotReady(f"model {model.name} version {model.version} is {model.state}{reason}")
-        return ReadyModel(model.manifest, model.batcher, model.engine.device)
+        return ReadyModel(model.manifest, model.batcher)
 
     def _load(self, model: Model) -> None:
         bundle = read_bundle(model.path)
@@ -220,36 +220,3 @@ def warm_up(engine: Engine, manifest: Manifest, limits: BatchLimits) -> None:
                 f"model {manifest.name}/{manifest.version} answers zeros with NaN or infinity; "
                 "export it again"
             )
-
-
-def batch_limits(settings: ServerSettings, device: str) -> BatchLimits:
-    """How to batch on ``device``.
-
-    On the CPU padding only adds work, and one thread per processor with single-threaded runs beats one
-    run on all processors. On CUDA every new shape costs an allocation and a kernel search, while a few
-    rows more are free; and one session runs on one stream, so more threads gain nothing.
-    """
-    cuda = device == "cuda"
-    return BatchLimits(
-        max_batch_rows=settings.max_batch_rows,
-        max_queue_rows=settings.max_queue_rows,
-        max_queue_delay=settings.max_queue_delay,
-        buckets=buckets(settings.max_batch_rows) if cuda else (),
-        threads=settings.inference_threads or (1 if cuda else available_cpus()),
-    )
-
-
-def buckets(max_batch_rows: int) -> tuple[int, ...]:
-    """Batch sizes to pad to: 1, 4, 16, ... and ``max_batch_rows``."""
-    sizes = []
-    size = 1
-    while size < max_batch_rows:
-        sizes.append(size)
-        size *= 4
-    return (*sizes, max_batch_rows)
-
-
-def intra_op_threads(settings: ServerSettings) -> int:
-    """Threads within one run: as asked, or the processors shared among the inference threads."""
-    cpus = available_cpus()
-    return settings.intra_op_threads or max(1, cpus // (settings.inference_threads or cpus))

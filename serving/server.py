@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import grpc
 from serving.bundle import BundleError
 from serving.engine import EngineError
 from serving.errors import StartError
+from serving.files import write_atomically
 from serving.grpc_port import SERVICES, build_grpc_server, listen
 from serving.health import HealthService
 from serving.http_port import HttpPort
@@ -220,9 +220,7 @@ def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
 
 def _write_ports(path: Path, ports: dict[str, int]) -> None:
     """Write the ports as JSON; whoever waits for the file finds it whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(ports) + "\n")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(ports).encode() + b"\n")
     except OSError as error:
         raise StartError(f"cannot write --port-file {path}: {error.strerror}") from error

@@ -86,7 +86,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         epsilon_z: float = 1.0,
         epsilon_factor: float = 0.5,
         epsilon_every: int = 20,
-        epsilon_floor: float = 0.06,
+        epsilon_floor: float = 0.0625,
         initialisation: str = "gmm",
         pretrain_epochs: int = 50,
         gmm_starts: int = 10,

@@ -27,6 +27,7 @@ from serving.bundle import (
     sha256,
     write_bundle,
 )
+from serving.runtime import import_onnxruntime
 from training.fitted import Fitted
 from training.inference import probabilities
 from training.model import NVISAModel
@@ -89,9 +90,7 @@ def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray) -> Parity:
     ExportError
         If probabilities differ by more than 1e-4 or the argmax on more than 0.1 % of the rows.
     """
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(graph, providers=["CPUExecutionProvider"])
     expected = probabilities(fitted.model, x)
     found, clusters = session.run([PROBABILITIES, CLUSTER], {INPUT_NAME: x})
     alone = session.run([PROBABILITIES], {INPUT_NAME: x[:1]})[0]

@@ -79,6 +79,7 @@ class Fitted:
 
     def save(self, directory: Path) -> None:
         """Write to ``directory``, each file atomically, ``fit.json`` last."""
+        directory.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.start is not None:
             tensors |= {f"start.{name}": value for name, value in self.start.tensors().items()}

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from training.checkpoint import CheckpointError, write_atomically
+from serving.files import write_atomically
+from training.checkpoint import CheckpointError
 
 HISTORY_FILE = "history.jsonl"
 

@@ -34,7 +34,7 @@ OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
 class DivergedError(ArithmeticError):
-    """The loss stayed non-finite after `MAX_ROLLBACKS` rollbacks; the message names the epoch."""
+    """The loss stayed non-finite, or the bound collapsed, through `MAX_ROLLBACKS` rollbacks."""
 
 
 @dataclass
@@ -119,9 +119,12 @@ def train(
     CheckpointError
         If the checkpoint is damaged or belongs to another configuration.
     DivergedError
-        If the loss stays non-finite.
+        If the loss stays non-finite or the bound keeps collapsing.
     """
-    checkpoint = directory / CHECKPOINT_FILE if directory is not None else None
+    checkpoint = None
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        checkpoint = directory / CHECKPOINT_FILE
     run = _build(config, rows, spec)
     if resume and checkpoint is not None and checkpoint.exists():
         _restore(run, checkpoint, config)
@@ -134,8 +137,8 @@ def train(
     good = {name: value.clone() for name, value in run.tensors().items()}
     while run.epoch < config.total_epochs:
         record = _train_epoch(run, rows, config)
-        if not math.isfinite(record["bound"]):
-            _roll_back(run, good, say)
+        if (trouble := _trouble(record["bound"], run.history)) is not None:
+            _roll_back(run, good, trouble, say)
             continue
         run.epoch += 1
         if run.epoch == min(config.epsilon_every, config.total_epochs):
@@ -176,16 +179,19 @@ def _build(config: TrainingConfig, rows: Tensor, spec: InputSpec) -> Run:
         baseline.to(rows.device)
     modules: list[nn.Module] = [model] if baseline is None else [model, baseline]
     named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
-    is_matrix = [name.endswith("weight") or name == "z_from_y" for name, _ in named]
+    matrices = [p for name, p in named if _is_matrix(name)]
+    others = [p for name, p in named if not _is_matrix(name)]
     groups: list[dict[str, Any]] = [
-        {
-            "params": [p for (_, p), m in zip(named, is_matrix, strict=True) if m == matrix],
-            "weight_decay": decay,
-        }
-        for matrix, decay in ((True, config.weight_decay), (False, 0.0))
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others},
     ]
     optimiser = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
     return Run(model, baseline, optimiser)
+
+
+def _is_matrix(name: str) -> bool:
+    """Whether weight decay applies: weight matrices only, neither biases nor the prior."""
+    return name.endswith("weight") or name == "z_from_y"
 
 
 def _first_epsilon(model: NVISAModel, rows: Tensor, config: TrainingConfig) -> float:
@@ -241,17 +247,31 @@ def _train_epoch(run: Run, rows: Tensor, config: TrainingConfig) -> dict[str, An
     }
 
 
-def _roll_back(run: Run, good: Mapping[str, Tensor], say: Say) -> None:
+def _trouble(bound: float, history: History) -> str | None:
+    """What is wrong with an epoch's bound, if anything.
+
+    The bound rises with the epochs and with every halving of ε. One far below all before it is a run that
+    has lost its clusters to one bad step, and does not find them again.
+    """
+    if not math.isfinite(bound):
+        return "the loss was not finite"
+    lowest = min((record["bound"] for record in history), default=-math.inf)
+    if bound < lowest - max(10.0, abs(lowest) / 2):
+        return f"the bound fell to {bound:.1f}, far below all before it ({lowest:.1f} at the least),"
+    return None
+
+
+def _roll_back(run: Run, good: Mapping[str, Tensor], trouble: str, say: Say) -> None:
     run.rollbacks += 1
     if run.rollbacks > MAX_ROLLBACKS:
         raise DivergedError(
-            f"the loss was not finite at epoch {run.epoch}, after {MAX_ROLLBACKS} rollbacks: "
+            f"{trouble} at epoch {run.epoch}, after {MAX_ROLLBACKS} rollbacks: "
             "lower learning_rate, raise epsilon_x, or take more importance samples"
         )
     run.load(good)
     run.rate_scale /= 2
     say(
-        f"the loss was not finite at epoch {run.epoch}: rolled back to its beginning, "
+        f"{trouble} at epoch {run.epoch}: rolled back to its beginning, "
         f"learning rate halved (x{run.rate_scale:g})"
     )
 

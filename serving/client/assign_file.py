@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +12,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from serving.bundle import InputSpec
-from serving.client.messages import ModelInfo
+from serving.client.status import refuse_unready
 from serving.client.sync import ClusterClient
-from serving.labelled import labelled_table, refuse_clash
-from serving.readers import DataError, Source, open_source
+from serving.files import write_atomically
+from serving.labelled import count_clusters, count_errors, label_chunk, open_for_model
+from serving.readers import DataError, Split
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".npy")
-_CHUNK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Assigned:
     cluster_names
         Names of the clusters, by id.
     table
-        See `serving.labelled.labelled_table`.
+        See `serving.labelled`.
     """
 
     model: str
@@ -45,8 +43,7 @@ class Assigned:
     @property
     def counts(self) -> np.ndarray:
         """int64 ``(n_clusters,)``: rows in each cluster."""
-        clusters = self.table["cluster"].drop_null().to_numpy()
-        return np.bincount(clusters, minlength=len(self.cluster_names))
+        return count_clusters(self.table, len(self.cluster_names))
 
     @property
     def mean_confidence(self) -> float | None:
@@ -56,8 +53,8 @@ class Assigned:
 
     @property
     def n_errors(self) -> int:
-        """Number of rows that could not be read."""
-        return len(self.table) - int(self.table["error"].null_count)
+        """Number of rows that could not be assigned."""
+        return count_errors(self.table)
 
 
 def assign_file(
@@ -67,7 +64,7 @@ def assign_file(
     model: str,
     version: int | None = None,
     timeout: float,
-    split: str = "train",
+    split: Split = "train",
     label_column: str | None = None,
     id_columns: tuple[str, ...] = (),
     feature_columns: tuple[str, ...] = (),
@@ -82,75 +79,55 @@ def assign_file(
         If the server refuses or cannot be reached.
     """
     info = client.model(model, version=version, timeout=timeout)
-    source = open_source(
+    refuse_unready(info, client.target)
+    source = open_for_model(
         path,
-        split="test" if split == "test" else "train",
+        InputSpec.model_validate({"dtype": info.dtype, "shape": info.shape, "meaning": info.meaning}),
+        f"{info.name} version {info.version}",
+        split=split,
         label_column=label_column,
         id_columns=id_columns,
         feature_columns=feature_columns,
-        read_labels=False,
-        expected=_spec(info),
     )
-    if (source.input.dtype, source.input.shape) != (info.dtype, info.shape):
-        raise DataError(
-            f"{path}: its rows are {source.input.dtype} {list(source.input.shape)}, but {info.name} version "
-            f"{info.version} takes {info.dtype} {list(info.shape)}; convert the data or choose another model"
-        )
-    try:
-        refuse_clash(id_columns)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
-    table = pa.concat_tables(_tables(client, source, info, timeout))
+
+    def assign(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        result = client.assign(x, model=info.name, version=info.version, timeout=timeout)
+        return result.clusters, result.confidences
+
+    table = pa.concat_tables(label_chunk(chunk, assign) for chunk in source.chunks())
     return Assigned(info.name, info.version, info.cluster_names, table)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write the result as Parquet, CSV or NPY (the clusters alone), atomically.
+    """Write the result as Parquet, CSV or NPY (the clusters alone), by the suffix, atomically.
 
     Raises
     ------
     DataError
-        If the suffix is none of these, or the file is NPY and a row has no cluster.
+        If the file is NPY and a row has no cluster.
     OSError
         If it cannot be written.
     """
-    refuse_suffix(path)
     if path.suffix == ".npy" and table["cluster"].null_count:
         raise DataError(
             f"{path}: {table['cluster'].null_count} rows have no cluster, which .npy cannot say; "
             "write .parquet instead"
         )
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with staging.open("wb") as file:
-            if path.suffix == ".parquet":
-                pq.write_table(table, file)
-            elif path.suffix == ".csv":
-                pacsv.write_csv(table, file)
-            else:
-                np.save(file, table["cluster"].to_numpy())
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+
+    def write(file: BinaryIO) -> None:
+        if path.suffix == ".parquet":
+            pq.write_table(table, file)
+        elif path.suffix == ".csv":
+            pacsv.write_csv(table, file)
+        else:
+            np.save(file, table["cluster"].to_numpy())
+
+    write_atomically(path, write)
 
 
-def refuse_suffix(path: Path) -> None:
-    """Raise `DataError` unless `write_table` can write such a file."""
+def refuse_output(path: Path) -> None:
+    """Raise `DataError` unless `write_table` can write such a file there; asked before the work is done."""
     if path.suffix not in OUTPUT_SUFFIXES:
         raise DataError(f"{path}: cannot write this format; end the name in {', '.join(OUTPUT_SUFFIXES)}")
-
-
-def _spec(info: ModelInfo) -> InputSpec:
-    return InputSpec.model_validate({"dtype": info.dtype, "shape": info.shape, "meaning": info.meaning})
-
-
-def _tables(client: ClusterClient, source: Source, info: ModelInfo, timeout: float) -> Iterator[pa.Table]:
-    for chunk in source.chunks(chunk_rows=_CHUNK_ROWS):
-        good = np.ones(len(chunk), bool)
-        good[list(chunk.errors)] = False
-        clusters, confidences = np.empty(0, np.int64), np.empty(0, np.float32)
-        if good.any():
-            x = chunk.x[good] if chunk.errors else chunk.x
-            result = client.assign(x, model=info.name, version=info.version, timeout=timeout)
-            clusters, confidences = result.clusters, result.confidences
-        yield labelled_table(chunk.start, chunk.ids, clusters, confidences, chunk.errors)
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {path.parent}; make it first")

@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="{assign,models,health}")
     assign = _command(commands, "assign", _assign, "assign the rows of a file to clusters")
     assign.add_argument("--model", required=True, help="name of the model")
-    assign.add_argument("--version", type=int, help="its version; by default the server's choice")
+    assign.add_argument("--version", type=_version, help="its version; by default the server's choice")
     assign.add_argument("--input", required=True, type=Path, help="IDX, NPY, NPZ, Parquet, CSV, or a folder")
     assign.add_argument("--output", type=Path, help="write .parquet, .csv or .npy instead of showing rows")
     assign.add_argument("--split", choices=("train", "test"), default="train", help="of a folder with both")
@@ -49,9 +49,22 @@ def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:  #
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     command.add_argument("--target", default="localhost:8001", help="server, host:port (%(default)s)")
-    command.add_argument("--timeout", type=float, default=60.0, help="seconds per call (%(default)s)")
+    command.add_argument("--timeout", type=_seconds, default=60.0, help="seconds per call (%(default)s)")
     command.add_argument("--json", action="store_true", help="print JSON")
     return command
+
+
+def _version(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return seconds
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -60,11 +73,11 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _assign(client: ClusterClient, options: argparse.Namespace) -> int:
     try:
-        from serving.client.assign_file import assign_file, refuse_suffix, write_table
+        from serving.client.assign_file import assign_file, refuse_output, write_table
     except ImportError as error:
         raise ValueError(f"reading files needs pyarrow and pillow; install nvisa[data] ({error})") from error
     if options.output is not None:
-        refuse_suffix(options.output)
+        refuse_output(options.output)
     done = assign_file(
         client,
         options.input,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import grpc
 
+from serving.client.messages import ModelInfo
+
 
 class ClusterServiceError(Exception):
     """The server refused a call, or could not be reached.
@@ -29,3 +31,14 @@ class ClusterServiceError(Exception):
     def of(cls, error: grpc.RpcError, target: str) -> ClusterServiceError:
         """Make one of what gRPC raised, sync or asyncio."""
         return cls(error.code(), error.details() or "no details", target)
+
+
+def refuse_unready(info: ModelInfo, target: str) -> None:
+    """Raise `ClusterServiceError` unless ``info`` is of a model that answers; otherwise it is mostly empty.
+
+    The code is that of a call that comes too early, UNAVAILABLE: another try may succeed.
+    """
+    if info.state != "ready":
+        why = f": {info.state_reason}" if info.state_reason else "; try again soon"
+        message = f"model {info.name} version {info.version} is {info.state}{why}"
+        raise ClusterServiceError(grpc.StatusCode.UNAVAILABLE, message, target)

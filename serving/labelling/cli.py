@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 
 from serving.configuration import load_settings
-from serving.labelling.failures import DONE, Stopped, exit_status
+from serving.labelling.failures import DONE, FORESEEN, Stopped, exit_status
 from serving.labelling.job import Outcome, run_job
 from serving.labelling.settings import LabelSettings
 
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = run_job(settings, signals.check)
     except Exception as error:
         status = exit_status(error)
+        if not isinstance(error, FORESEEN):
+            traceback.print_exc()
         print(f"nvisa-label: {_line(error)} (exit status {status})", file=sys.stderr)
         return status
     print(_summary(settings, outcome))

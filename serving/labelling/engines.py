@@ -2,149 +2,84 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Protocol, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from serving.bundle import Bundle
 from serving.client import ClusterClient
-from serving.engine import Engine, EngineError, OnnxEngine
+from serving.client.status import refuse_unready
+from serving.engine import EngineError, OnnxEngine
+from serving.labelled import Assign
 from serving.labelling.failures import LabellingError
 from serving.labelling.settings import LabelSettings
 
 
-class Labeller(Protocol):
-    """Assigns rows; used as a context manager."""
+@dataclass(frozen=True)
+class Labeller:
+    """Who answers, and how to ask.
 
-    @property
-    def name(self) -> str:
-        """Who answers, for people."""
-        ...
-
-    def label(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Clusters (int64) and confidences (float32) of rows ``(n_rows, *row_shape)``, ``n_rows >= 1``."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class LocalLabeller:
-    """The model in this process.
-
-    Parameters
+    Attributes
     ----------
-    engine
-        Runs the graph.
-    batch_rows
-        Rows per run.
+    name
+        For people: the device, or the server and its device.
+    assign
+        Assigns rows.
     """
 
-    def __init__(self, engine: Engine, batch_rows: int) -> None:
-        self._engine = engine
-        self._batch_rows = batch_rows
-
-    @property
-    def name(self) -> str:
-        """The device."""
-        return self._engine.device
-
-    def label(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `Labeller.label`."""
-        runs = [
-            self._engine.assign(x[first : first + self._batch_rows])
-            for first in range(0, len(x), self._batch_rows)
-        ]
-        return np.concatenate([run.clusters for run in runs]), np.concatenate(
-            [run.confidences for run in runs]
-        )
-
-    def __enter__(self) -> Self:
-        """Return the labeller itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to close."""
+    name: str
+    assign: Assign
 
 
-class RemoteLabeller:
-    """A server.
-
-    Parameters
-    ----------
-    target
-        ``host:port``.
-    bundle
-        The model that the server must have.
-    timeout
-        Seconds a call may take.
+@contextmanager
+def open_labeller(settings: LabelSettings, bundle: Bundle) -> Iterator[Labeller]:
+    """Give the labeller that ``settings`` ask for.
 
     Raises
     ------
-    LabellingError
-        If the server's model of this name and version is another.
+    LabellingError, BundleError
+        If the model cannot be run here as asked, or the server's model of this name and version is another.
     ClusterServiceError
-        If it has none, or cannot be reached.
+        If the server has none, or cannot be reached.
     """
-
-    def __init__(self, target: str, bundle: Bundle, timeout: float) -> None:
-        self._client = ClusterClient(target)
-        self._model = bundle.manifest.name
-        self._version = bundle.manifest.version
-        self._timeout = timeout
-        try:
-            info = self._client.model(self._model, version=self._version, timeout=timeout)
-            if info.graph_sha256 != bundle.manifest.graph_sha256:
-                raise LabellingError(
-                    f"{target}: its {self._model} version {self._version} has SHA-256 {info.graph_sha256}, "
-                    f"but {bundle.path} has {bundle.manifest.graph_sha256}: not the same model; deploy "
-                    "this one there, or label with the bundle that the server has"
-                )
-        except BaseException:
-            self._client.close()
-            raise
-        self._device = info.device
-
-    @property
-    def name(self) -> str:
-        """The server and its device."""
-        return f"{self._client.target} ({self._device})"
-
-    def label(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `Labeller.label`."""
-        result = self._client.assign(x, model=self._model, version=self._version, timeout=self._timeout)
-        return result.clusters, result.confidences
-
-    def __enter__(self) -> Self:
-        """Return the labeller itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the connection."""
-        self._client.close()
+    if settings.target is None:
+        yield _local(settings, bundle)
+    else:
+        with ClusterClient(settings.target) as client:
+            yield _remote(client, bundle, settings.timeout)
 
 
-def make_labeller(settings: LabelSettings, bundle: Bundle) -> Labeller:
-    """Build the labeller that ``settings`` ask for.
-
-    Raises
-    ------
-    LabellingError, BundleError, ClusterServiceError
-        If it cannot be had.
-    """
-    if settings.target is not None:
-        return RemoteLabeller(settings.target, bundle, settings.timeout)
+def _local(settings: LabelSettings, bundle: Bundle) -> Labeller:
     try:
         # A job runs the model back to back, so idle threads may spin.
         engine = OnnxEngine(bundle, settings.device, intra_op_threads=settings.threads, spin=True)
     except EngineError as error:
         raise LabellingError(str(error)) from error
-    return LocalLabeller(engine, settings.batch_rows)
+
+    def assign(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        step = settings.batch_rows
+        runs = [engine.assign(x[first : first + step]) for first in range(0, len(x), step)]
+        clusters = np.concatenate([run.clusters for run in runs])
+        return clusters, np.concatenate([run.confidences for run in runs])
+
+    return Labeller(engine.device, assign)
+
+
+def _remote(client: ClusterClient, bundle: Bundle, timeout: float) -> Labeller:
+    name, version, sha256 = bundle.manifest.name, bundle.manifest.version, bundle.manifest.graph_sha256
+    info = client.model(name, version=version, timeout=timeout)
+    refuse_unready(info, client.target)
+    if info.graph_sha256 != sha256:
+        raise LabellingError(
+            f"{client.target}: its {name} version {version} has SHA-256 {info.graph_sha256}, but "
+            f"{bundle.path} has {sha256}: not the same model; deploy this one there, or label with the "
+            "bundle that the server has"
+        )
+
+    def assign(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        result = client.assign(x, model=name, version=version, timeout=timeout)
+        return result.clusters, result.confidences
+
+    return Labeller(f"{client.target} ({info.device})", assign)

@@ -7,6 +7,7 @@ import grpc
 from serving.bundle import BundleError
 from serving.client import ClusterServiceError
 from serving.configuration import InvalidSettings
+from serving.engine import EngineError
 from serving.readers import DataError
 
 DONE = 0
@@ -22,7 +23,6 @@ _HOPELESS_CODES = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
-_HOPELESS_OS_ERRORS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class LabellingError(Exception):
@@ -43,11 +43,18 @@ class Stopped(Exception):
         self.signal_number = signal_number
 
 
+_HOPELESS = (
+    *(LabellingError, DataError, BundleError, InvalidSettings),
+    *(FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError),
+)
+# Their message says it all; anything else is a fault of the program, and needs its traceback.
+FORESEEN = (*_HOPELESS, Stopped, ClusterServiceError, EngineError, OSError)
+
+
 def exit_status(error: Exception) -> int:
     """Exit status for ``error``: 42 if no retry can help, 128 + signal if stopped, 1 otherwise."""
     if isinstance(error, Stopped):
         return 128 + error.signal_number
     if isinstance(error, ClusterServiceError):
         return NEVER_RETRY if error.code in _HOPELESS_CODES else RETRY
-    hopeless = (LabellingError, DataError, BundleError, InvalidSettings, *_HOPELESS_OS_ERRORS)
-    return NEVER_RETRY if isinstance(error, hopeless) else RETRY
+    return NEVER_RETRY if isinstance(error, _HOPELESS) else RETRY

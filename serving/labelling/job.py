@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from serving.bundle import Bundle, read_bundle
-from serving.labelled import labelled_table, refuse_clash
+from serving.bundle import read_bundle
+from serving.labelled import count_clusters, label_chunk, open_for_model
 from serving.labelling.budget import ErrorBudget
-from serving.labelling.engines import Labeller, make_labeller
+from serving.labelling.engines import Labeller, open_labeller
 from serving.labelling.failures import LabellingError
 from serving.labelling.plan import Plan, Shard, make_plan, read_plan, refuse_changes, write_plan
 from serving.labelling.progress import Progress
@@ -27,7 +27,7 @@ from serving.labelling.shards import (
     write_shard,
     write_success,
 )
-from serving.readers import Chunk, DataError, Source, open_source
+from serving.readers import Source
 from serving.readers.fingerprint import stat_fingerprint
 
 
@@ -74,10 +74,18 @@ def run_job(settings: LabelSettings, check_stop: Callable[[], None] = lambda: No
         If the server, the model or the disk fails.
     """
     bundle = read_bundle(settings.model)
-    source = _open_input(settings, bundle)
+    source = open_for_model(
+        settings.input,
+        bundle.manifest.input,
+        str(bundle.path),
+        split=settings.split,
+        label_column=settings.label_column,
+        id_columns=settings.id_columns,
+        feature_columns=settings.feature_columns,
+    )
     _ = source.stat_fingerprint  # as it is now, before it is read
     plan, is_new = _settle_plan(settings, make_plan(settings, source, bundle.manifest))
-    with make_labeller(settings, bundle) as labeller:
+    with open_labeller(settings, bundle) as labeller:
         check_stop()
         settings.output.mkdir(parents=True, exist_ok=True)
         if is_new:
@@ -88,29 +96,6 @@ def run_job(settings: LabelSettings, check_stop: Callable[[], None] = lambda: No
                 )
         (settings.output / SIDECAR_FOLDER).mkdir(exist_ok=True)
         return _do_shards(settings, plan, source, labeller, bundle.manifest.n_clusters, check_stop)
-
-
-def _open_input(settings: LabelSettings, bundle: Bundle) -> Source:
-    spec = bundle.manifest.input
-    source = open_source(
-        settings.input,
-        split=settings.split,
-        label_column=settings.label_column,
-        id_columns=settings.id_columns,
-        feature_columns=settings.feature_columns,
-        read_labels=False,
-        expected=spec,
-    )
-    if (source.input.dtype, source.input.shape) != (spec.dtype, spec.shape):
-        raise DataError(
-            f"{settings.input}: its rows are {source.input.dtype} {list(source.input.shape)}, but "
-            f"{bundle.path} takes {spec.dtype} {list(spec.shape)}; convert the data, or choose another model"
-        )
-    try:
-        refuse_clash(settings.id_columns)
-    except ValueError as error:
-        raise DataError(f"{settings.input}: {error}") from error
-    return source
 
 
 def _settle_plan(settings: LabelSettings, wanted: Plan) -> tuple[Plan, bool]:
@@ -173,10 +158,10 @@ def _do_shards(
             tables, counts = [], np.zeros(n_clusters, np.int64)
             for chunk in source.chunks(shard.start, shard.stop, settings.chunk_rows):
                 check_stop()
-                budget.spend(chunk)
-                table, clusters = _label_chunk(labeller, chunk)
+                table = label_chunk(chunk, labeller.assign)
+                budget.spend(table)
                 tables.append(table)
-                counts += np.bincount(clusters, minlength=n_clusters)
+                counts += count_clusters(table, n_clusters)
                 progress.add(len(chunk))
             _refuse_changed_meanwhile(source)
             write_shard(settings.output, plan, shard, pa.concat_tables(tables), counts.tolist())
@@ -194,14 +179,6 @@ def _refuse_changed_meanwhile(source: Source) -> None:
         raise LabellingError(
             f"{source.path}: changed while it was being labelled; label it into a new folder"
         )
-
-
-def _label_chunk(labeller: Labeller, chunk: Chunk) -> tuple[pa.Table, np.ndarray]:
-    clusters, confidences = np.empty(0, np.int64), np.empty(0, np.float32)
-    if len(chunk.errors) < len(chunk):
-        x = np.delete(chunk.x, list(chunk.errors), axis=0) if chunk.errors else chunk.x
-        clusters, confidences = labeller.label(x)
-    return labelled_table(chunk.start, chunk.ids, clusters, confidences, chunk.errors), clusters
 
 
 def _finish(output: Path, plan: Plan, budget: ErrorBudget) -> Success | None:

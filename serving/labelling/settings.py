@@ -13,8 +13,6 @@ from serving.configuration import LayeredSettings
 from serving.engine import Device
 from serving.readers import Split
 
-ENV_PREFIX = "NVISA_LABEL_"
-
 
 def _split_names(value: object) -> object:
     parts = [value] if isinstance(value, str) else value
@@ -41,9 +39,8 @@ class LabelSettings(LayeredSettings):
     model or flags), anything else: run again with --resume.
     """
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, cli_prog_name="nvisa-label")
+    model_config = SettingsConfigDict(env_prefix="NVISA_LABEL_", cli_prog_name="nvisa-label")
 
-    config: Path | None = Field(None, description="YAML file with settings; its keys are these flags' names")
     model: Path = Field(description="bundle, models/NAME/VERSION")
     input: Path = Field(
         description="IDX, NPY, NPZ, Parquet or CSV file, or a folder of IDX, Parquet or images"
@@ -61,7 +58,7 @@ class LabelSettings(LayeredSettings):
     label_column: str | None = Field(None, description="column to keep out of the features")
     feature_columns: Names = Field((), description="a,b: columns that make up a row")
     max_error_share: float = Field(
-        0.0, ge=0, le=1, description="give up (42) if more than this share of all rows cannot be read"
+        0.0, ge=0, le=1, description="give up (42) if more than this share of all rows cannot be assigned"
     )
     rows_per_shard: int | None = Field(
         None, ge=1, description="rows per output file; 262144, or what the plan says when resuming"

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serving.files import remove_leftovers, write_atomically
+from serving.labelled import count_errors
 from serving.labelling.failures import LabellingError
-from serving.labelling.files import remove_leftovers, write_atomically
 from serving.labelling.plan import Plan, Shard
 from serving.readers.fingerprint import content_fingerprint
 
@@ -73,7 +74,7 @@ def write_shard(
     sidecar = Sidecar(
         shard=shard,
         rows=table.num_rows,
-        errors=table.num_rows - table["error"].null_count,
+        errors=count_errors(table),
         cluster_counts=tuple(cluster_counts),
         input_fingerprint=plan.input.fingerprint,
         graph_sha256=plan.model.graph_sha256,

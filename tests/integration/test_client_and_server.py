@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from serving.bundle import read_bundle
-from serving.client import AsyncClusterClient, ClusterClient, ClusterServiceError, Health
+from serving.client import AsyncClusterClient, ClusterClient, Health
 from serving.client.cli import main as client_main
 from serving.engine import OnnxEngine
 from serving.labelling.cli import main as label_main
 from tests.bundles import make_bundle, random_rows
+from tests.servers import ServerProcess
 
 N_ROWS = 10_000
 
@@ -30,36 +26,10 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def target(bundle, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
-    ports, log = folder / "ports.json", folder / "log"
-    command = [
-        sys.executable, "-m", "serving.cli", "--model-repository", str(bundle.path.parents[1]),
-        "--grpc-port", "0", "--metrics-port", "0", "--port-file", str(ports),
-        "--device", "cpu", "--drain-seconds", "0",
-    ]  # fmt: skip
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
-    try:
-        _wait_until_ready(process, ports, log)
-        yield f"127.0.0.1:{json.loads(ports.read_text())['grpc_port']}"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, log.read_text()
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_until_ready(process, ports, log) -> None:
-    while True:
-        assert process.poll() is None, log.read_text()
-        if ports.exists():
-            with ClusterClient(f"127.0.0.1:{json.loads(ports.read_text())['grpc_port']}") as client:
-                try:
-                    if client.health(timeout=5).ready:
-                        return
-                except ClusterServiceError:
-                    pass  # not listening yet
-        time.sleep(0.05)
+    with ServerProcess(bundle.path.parents[1], tmp_path_factory.mktemp("server")) as server:
+        yield server.grpc_target
+        server.terminate()
+        assert server.wait() == 0, server.log()
 
 
 @pytest.fixture(scope="module")
@@ -88,23 +58,8 @@ async def test_both_clients_answer_as_the_engine_does(target, data):
 def test_command_line(target, data, tmp_path, capsys):
     path, expected = data
     out = tmp_path / "out.parquet"
-    assert (
-        client_main(
-            [
-                "assign",
-                "--target",
-                target,
-                "--model",
-                "toy",
-                "--input",
-                str(path),
-                "--output",
-                str(out),
-                "--json",
-            ]
-        )
-        == 0
-    )
+    arguments = ["--target", target, "--model", "toy", "--input", str(path), "--output", str(out)]
+    assert client_main(["assign", *arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == N_ROWS
     np.testing.assert_array_equal(pq.read_table(out)["cluster"], expected.clusters)
     assert client_main(["models", "--target", target, "--json"]) == 0
@@ -125,4 +80,4 @@ def test_labelling_refuses_a_server_with_another_model_of_the_name(target, data,
     arguments = ["--model", str(other), "--input", str(data[0]), "--output", str(tmp_path / "out")]
     assert label_main([*arguments, "--target", target]) == 42
     assert "not the same model" in capsys.readouterr().err
-    assert not os.path.exists(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -9,7 +9,6 @@ import time
 
 import grpc
 import numpy as np
-import onnxruntime
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -17,6 +16,7 @@ from serving.bundle import GRAPH_FILE, MANIFEST_FILE, read_bundle
 from serving.engine import OnnxEngine
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceStub
+from serving.runtime import import_onnxruntime
 from tests.bundles import make_bundle, random_rows
 from tests.servers import TIMEOUT, ServerProcess, run_to_end
 
@@ -243,7 +243,8 @@ def test_an_empty_or_missing_repository_stops_the_start(tmp_path):
 
 
 @pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime has CUDA"
+    "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(),
+    reason="this onnxruntime has CUDA",
 )
 def test_cuda_is_refused_where_there_is_none(repository):
     ended = run_to_end(flags(repository, "--device", "cuda"))

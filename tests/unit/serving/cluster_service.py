@@ -27,6 +27,8 @@ class ClusterService(rpc.ClusterServiceServicer):
     ----------
     failures
         Failures of the next calls of Assign, in order; a call that finds none is answered.
+    loading
+        Whether the models are said to be loading still.
     calls
         The requests for Assign that were answered.
     """
@@ -37,11 +39,14 @@ class ClusterService(rpc.ClusterServiceServicer):
         self.attempts = 0
         self.limits = pb.Limits(max_message_bytes=1 << 20, max_queue_rows=2000)
         self.graph_sha256 = "0" * 64
+        self.loading = False
         self.engine = FakeEngine(N_CLUSTERS)
         self.health = health.HealthServicer()
         self._lock = threading.Lock()
 
     def model(self, version: int) -> pb.Model:
+        if self.loading:
+            return pb.Model(name="toy", version=version, state=pb.MODEL_STATE_LOADING)
         return pb.Model(
             name="toy",
             version=version,

@@ -4,10 +4,11 @@ import time
 import numpy as np
 import pytest
 
-from serving.batcher import Batcher, BatchLimits
+from serving.batcher import Batcher
 from serving.bundle import InputSpec
 from serving.engine import Assignments, EngineError, FakeEngine
 from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
+from serving.limits import BatchLimits
 from serving.metrics import Metrics
 from tests.servers import GatedEngine
 
@@ -268,6 +269,25 @@ async def test_an_engine_that_answers_the_wrong_number_of_rows_is_found_out(star
 
     with pytest.raises(EngineError, match="2 answers for 3 rows"):
         await start(Short()).assign(rows(3))
+
+
+async def test_a_cluster_that_cannot_be_is_found_out_and_the_batcher_lives(start):
+    class Off(FakeEngine):
+        cluster = -1
+
+        def assign(self, x):
+            answer = super().assign(x)
+            return Assignments(answer.probabilities, np.full_like(answer.clusters, self.cluster))
+
+    engine = Off()
+    batcher = start(engine)
+    with pytest.raises(EngineError, match="cluster -1"):
+        await batcher.assign(rows(2))
+    engine.cluster = 10
+    with pytest.raises(IndexError):
+        await batcher.assign(rows(2))
+    engine.cluster = 9
+    assert (await batcher.assign(rows(2))).clusters.tolist() == [9, 9]
 
 
 async def test_a_row_without_finite_probabilities_fails_only_its_own_call(start):

@@ -258,6 +258,23 @@ def test_cli_assign_shows_counts_and_first_rows(cli, npy):
     assert "9,000 rows by toy version 2, mean confidence 0.9000, 0 unreadable" in out
 
 
+def test_cli_assign_while_the_model_is_loading(cli, service, npy):
+    service.loading = True
+    err = cli("assign", "--model", "toy", "--input", npy[0], status=1).err
+    assert (
+        err
+        == f"nvisa-client: {service.target}: UNAVAILABLE: model toy version 2 is loading; try again soon\n"
+    )
+
+
+@pytest.mark.parametrize("flag", [("--version", "0"), ("--version", "9" * 20), ("--timeout", "-1")])
+def test_cli_numbers_that_cannot_be_are_wrong_usage(flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["assign", "--model", "toy", "--input", "x.npy", *flag])
+    assert caught.value.code == 2
+    assert "not a positive" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "npy"])
 def test_cli_assign_writes(cli, npy, tmp_path, suffix):
     path, clusters = npy
@@ -283,7 +300,7 @@ def test_cli_assign_refuses_in_one_line(cli, npy, tmp_path):
         (["--input", tmp_path / "none.npy"], "no such file"),
         (["--input", tmp_path / "wide.npy"], "its rows are uint8 [5], but toy version 2 takes uint8 [4]"),
         (["--input", path, "--output", tmp_path / "out.txt"], "cannot write this format"),
-        (["--input", path, "--output", tmp_path / "none" / "out.npy"], "No such file or directory"),
+        (["--input", path, "--output", tmp_path / "none" / "out.npy"], "there is no folder"),
     ):
         err = cli("assign", "--model", "toy", *arguments, status=1).err
         assert message in err

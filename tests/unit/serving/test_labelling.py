@@ -24,6 +24,7 @@ from serving.labelling.failures import LabellingError, Stopped, exit_status
 from serving.labelling.job import run_job
 from serving.labelling.progress import Progress
 from serving.labelling.settings import LabelSettings
+from serving.runtime import import_onnxruntime
 from tests.bundles import make_bundle, random_rows
 from tests.unit.serving.cluster_service import ClusterService, running
 
@@ -158,7 +159,7 @@ def test_too_many_bad_rows_over_several_processes(label, broken_images, tmp_path
     assert label("--shard", "0/2", **broken_images, max_error_share=0.1)[0] == 0
     status, said = label("--shard", "1/2", **broken_images, max_error_share=0.1)
     assert status == 42
-    assert "2 of 10 rows could not be read" in said
+    assert "2 of 10 rows could not be assigned" in said
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
@@ -169,6 +170,30 @@ def test_every_row_bad(label, tmp_path):
     status, said = label(model=model, input=tmp_path / "nan.npy", max_error_share=1)
     assert status == 0, said
     assert pq.read_table(tmp_path / "out")["cluster"].null_count == 3
+
+
+def test_rows_the_model_has_no_answer_for_are_errors_too(label, tmp_path):
+    x = np.ones((6, 2), np.float32)
+    x[4] = 3e38  # finite, and infinite after the first layer
+    np.save(tmp_path / "x.npy", x)
+    flags = {"model": make_bundle(tmp_path / "models", shape=(2,), dtype="float32")}
+    status, said = label(**flags, input=tmp_path / "x.npy")
+    assert status == 42
+    assert "row 4: the model has no finite probabilities for it" in said
+    status, said = label("--resume", **flags, input=tmp_path / "x.npy", max_error_share=0.5)
+    assert status == 0, said
+    table = pq.read_table(tmp_path / "out")
+    assert [v is None for v in table["cluster"].to_pylist()] == [False] * 4 + [True, False]
+    assert table["confidence"].null_count == 1
+
+
+def test_a_fault_of_the_program_shows_its_traceback_and_one_of_the_input_does_not(label, monkeypatch):
+    assert "Traceback" not in label("--shard", "7/3")[1]
+    monkeypatch.setattr("serving.labelling.job.label_chunk", lambda *_: 1 / 0)
+    status, said = label()
+    assert status == 1
+    assert "Traceback" in said
+    assert "nvisa-label: division by zero" in said.splitlines()[-1]
 
 
 def test_existing_output_needs_resume_and_resume_does_nothing_twice(label, tmp_path):
@@ -284,7 +309,7 @@ def test_input_that_does_not_fit_writes_nothing(label, tmp_path):
         ({"device": "cuda"}, "device=cuda"),
         ({"shard": "3/3"}, "must be i/n"),
         ({"max_error_share": 2}, "--max-error-share: Input should be less than or equal to 1"),
-        ({"id_columns": "row"}, "have no columns"),
+        ({"id_columns": "key"}, "have no columns"),
         ({"model": None}, "--model is missing; pass it, or set NVISA_LABEL_MODEL"),
     ):
         if flags.get("device") == "cuda" and _has_cuda():
@@ -297,9 +322,7 @@ def test_input_that_does_not_fit_writes_nothing(label, tmp_path):
 
 
 def _has_cuda() -> bool:
-    import onnxruntime
-
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
 
 
 def test_id_column_named_like_an_output_column(label, tmp_path):
@@ -370,6 +393,14 @@ def test_a_server_with_another_model_is_refused(label, service, tmp_path):
     status, said = label(target=service.target)
     assert status == 42
     assert "not the same model" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_is_loading_is_worth_a_retry(label, service, tmp_path):
+    service.loading = True
+    status, said = label(target=service.target)
+    assert status == 1
+    assert "UNAVAILABLE: model toy version 1 is loading; try again soon" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -232,6 +232,22 @@ def test_truncated_and_damaged_parquet(tmp_path):
         read_all(source)
 
 
+def test_flipped_bits_that_still_decode_are_found_by_the_checksum(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"a": np.random.default_rng(0).normal(size=1000).astype(np.float32)})
+    for checksum in (False, True):
+        pq.write_table(table, path, write_page_checksum=checksum, compression="none", use_dictionary=False)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data))
+        chunks = open_source(path).chunks()
+        if checksum:
+            with pytest.raises(DataError, match="CRC checksum verification failed"):
+                list(chunks)
+        else:
+            assert not np.array_equal(next(chunks).x[:, 0], table["a"])
+
+
 def test_empty_parquet(tmp_path):
     path = parquet(tmp_path / "a.parquet", a=pa.array([], pa.float64()))
     with pytest.raises(DataError, match="holds no rows"):

@@ -9,7 +9,7 @@ from serving.bundle import GRAPH_FILE, MANIFEST_FILE, BundleError
 from serving.engine import Assignments, EngineError, FakeEngine
 from serving.errors import NotReady, UnknownModel
 from serving.metrics import Metrics
-from serving.repository import ModelState, Repository, batch_limits, buckets, intra_op_threads, onnx_engine
+from serving.repository import ModelState, Repository, onnx_engine
 from serving.settings import ServerSettings
 from tests.bundles import make_bundle
 from tests.servers import fake_engine
@@ -153,25 +153,6 @@ def test_auto_says_when_it_takes_the_cpu(repository, caplog):
     with caplog.at_level(logging.WARNING):
         repository_of(repository, device="auto").load()
     assert "no usable CUDA" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("most", "sizes"),
-    [(1, (1,)), (2, (1, 2)), (4, (1, 4)), (256, (1, 4, 16, 64, 256)), (100, (1, 4, 16, 64, 100))],
-)
-def test_buckets_are_few_and_end_at_the_largest_batch(most, sizes):
-    assert buckets(most) == sizes
-
-
-def test_threads_share_the_processors(monkeypatch):
-    monkeypatch.setattr("serving.repository.available_cpus", lambda: 8)
-    settings = ServerSettings(model_repository="m")
-    assert (batch_limits(settings, "cpu").threads, intra_op_threads(settings)) == (8, 1)
-    assert batch_limits(settings, "cuda").threads == 1
-    settings = ServerSettings(model_repository="m", inference_threads=2)
-    assert (batch_limits(settings, "cpu").threads, intra_op_threads(settings)) == (2, 4)
-    settings = ServerSettings(model_repository="m", inference_threads=16, intra_op_threads=3)
-    assert (batch_limits(settings, "cpu").threads, intra_op_threads(settings)) == (16, 3)
 
 
 def test_a_corrupt_graph_with_a_right_hash_is_refused(tmp_path):

@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from serving.settings import InvalidSettings, ServerSettings, load_settings
+from serving.configuration import InvalidSettings
+from serving.configuration import load_settings as load
+from serving.settings import ServerSettings
+
+
+def load_settings(arguments):
+    return load(ServerSettings, arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +77,10 @@ def test_what_is_wrong_is_said_in_one_line(arguments, says):
     [
         ("model_repository: m\nmax_batch_row: 3\n", "no setting 'max_batch_row'"),
         ("model_repository: m\nconfig: other.yaml\n", "no setting 'config'"),
-        ("- a\n- b\n", "expected a mapping, got list"),
+        ("- a\n- b\n", "expected a mapping of settings, got list"),
         ("a: [1\n", "not YAML"),
-        ("model_repository: m\ngrpc_port: -1\n", "--grpc-port"),
+        ("model_repository: m\ngrpc_port: -1\n", r"--grpc-port: .*got -1 \(from --config .*serve.yaml\)"),
+        ("model_repository: m\nmodel-repository: n\n", "there twice"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_said_in_one_line(tmp_path, text, says):
@@ -84,12 +91,21 @@ def test_what_is_wrong_in_the_file_is_said_in_one_line(tmp_path, text, says):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_name_in_the_environment_is_an_error():
+def test_a_bad_value_in_the_environment_is_found_there(monkeypatch):
+    monkeypatch.setenv("NVISA_SERVE_DEVICE", "tpu")
+    with pytest.raises(InvalidSettings, match=r"--device: .*'tpu' \(from NVISA_SERVE_DEVICE\)"):
+        load_settings(["--model-repository", "m"])
+    with pytest.raises(InvalidSettings, match=r"got 'gpu'$"):
+        load_settings(["--model-repository", "m", "--device", "gpu"])
+
+
+def test_an_unknown_name_in_the_environment_is_an_error(monkeypatch):
+    monkeypatch.setenv("NVISA_SERVE_GRPC_PROT", "1")
     with pytest.raises(InvalidSettings, match="NVISA_SERVE_GRPC_PROT"):
-        load_settings(["--model-repository", "m"], {"NVISA_SERVE_GRPC_PROT": "1"})
+        load_settings(["--model-repository", "m"])
 
 
-def test_what_kubernetes_puts_into_the_environment_for_a_service_is_passed_over():
+def test_what_kubernetes_puts_into_the_environment_for_a_service_is_passed_over(monkeypatch):
     links = {
         "NVISA_SERVE_SERVICE_HOST": "10.0.0.1",
         "NVISA_SERVE_SERVICE_PORT": "8001",
@@ -97,7 +113,16 @@ def test_what_kubernetes_puts_into_the_environment_for_a_service_is_passed_over(
         "NVISA_SERVE_PORT": "tcp://10.0.0.1:8001",
         "NVISA_SERVE_PORT_8001_TCP_ADDR": "10.0.0.1",
     }
-    assert load_settings(["--model-repository", "m"], links).host == "127.0.0.1"
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings(["--model-repository", "m"]).host == "127.0.0.1"
+
+
+def test_home_is_meant_wherever_a_path_comes_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "serve.yaml").write_text("port-file: ~/ports.json\n")
+    settings = load_settings(["--model-repository=~/models", "--config=~/serve.yaml"])
+    assert (settings.model_repository, settings.port_file) == (tmp_path / "models", tmp_path / "ports.json")
 
 
 def test_every_flag_is_explained(capsys):
@@ -114,4 +139,4 @@ def test_every_flag_is_explained(capsys):
 @given(st.lists(st.text(max_size=20), max_size=4))
 def test_any_command_line_gives_settings_or_one_clear_error(arguments):
     with contextlib.suppress(InvalidSettings, SystemExit):
-        load_settings(["--model-repository", "m", *arguments], {})
+        load_settings(["--model-repository", "m", *arguments])

@@ -112,7 +112,8 @@ def test_training_raises_the_bound(rows):
     assert history[-1]["bound"] > history[0]["bound"] + 0.5
 
 
-def test_a_non_finite_loss_rolls_back_and_says_so(rows, monkeypatch):
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf, -5000.0])
+def test_a_non_finite_loss_or_a_collapse_rolls_back_and_says_so(rows, monkeypatch, wrong):
     real = loop._train_epoch
     calls, before = [], {}
 
@@ -122,7 +123,7 @@ def test_a_non_finite_loss_rolls_back_and_says_so(rows, monkeypatch):
             before.update(weights(run))
             record = real(run, *arguments)
             run.model.y_head.weight.data.fill_(math.nan)
-            return record | {"bound": math.nan}
+            return record | {"bound": wrong}
         if len(calls) == 4:
             assert_same(before, weights(run))
         return real(run, *arguments)

@@ -1,0 +1,43 @@
+# `make demo` and `make test` need nothing but Python >= 3.11 and make; everything goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint format protos bench-digits clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python >= 3.11 is needed, $(PYTHON) is older: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## fit, export, serve, assign and label scikit-learn's digits; pictures in demo/
+	$(BIN)/python demo.py
+
+test: $(INSTALLED) ## all tests; ARGS="-k batcher" picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## style, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## put the code into its style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(INSTALLED) ## regenerate serving/pb from protos/
+	$(BIN)/python protos/generate.py
+
+bench-digits: $(INSTALLED) ## NVISA beside KMeans and GaussianMixture on digits, five seeds
+	$(BIN)/python benchmarks/digits.py
+
+clean: ## remove what make made
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,119 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from serving.bundle import (
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    BundleError,
+    InputSpec,
+    find_bundles,
+    parse_version,
+    read_bundle,
+    sha256,
+    write_bundle,
+)
+from tests.bundles import make_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return read_bundle(make_bundle(tmp_path / "models"))
+
+
+def change(path, **fields):
+    manifest = json.loads((path / MANIFEST_FILE).read_text())
+    (path / MANIFEST_FILE).write_text(json.dumps(manifest | fields))
+
+
+def test_what_is_written_is_read_and_nothing_else_is_there(bundle, tmp_path):
+    path = write_bundle(tmp_path / "other" / "toy" / "1", bundle.manifest, bundle.graph)
+    again = read_bundle(path)
+    assert (again.manifest, again.graph) == (bundle.manifest, bundle.graph)
+    assert sorted(os.listdir(path)) == [MANIFEST_FILE, GRAPH_FILE]
+    assert os.listdir(path.parent) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({"n_clusters": 9}, "clusters must list the ids 0..8 in order"),
+        ({"name": "../toy"}, "name: String should match"),
+        ({"version": 0}, "version: "),
+        ({"graph_sha256": "0" * 64}, "SHA-256 is .*, the manifest says 000"),
+        ({"reference": {}}, "reference.cluster_shares: Field required"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused_by_field(bundle, fields, says):
+    change(bundle.path, **fields)
+    with pytest.raises(BundleError, match=says) as caught:
+        read_bundle(bundle.path)
+    assert str(bundle.path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [GRAPH_FILE, MANIFEST_FILE])
+def test_a_missing_or_cut_file_is_named(bundle, name):
+    path = bundle.path / name
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(BundleError, match=name):
+        read_bundle(bundle.path)
+    path.unlink()
+    with pytest.raises(BundleError, match=f"No such file or directory: .*{name}"):
+        read_bundle(bundle.path)
+
+
+def test_a_version_is_never_overwritten_and_a_failed_write_leaves_nothing(bundle, tmp_path):
+    before = read_bundle(bundle.path)
+    with pytest.raises(BundleError, match="already exists"):
+        write_bundle(bundle.path, bundle.manifest, bundle.graph)
+    assert read_bundle(bundle.path) == before
+    with pytest.raises(BundleError, match="must end in toy/1"):
+        write_bundle(tmp_path / "toy" / "2", bundle.manifest, bundle.graph)
+    with pytest.raises(BundleError, match="not the hash"):
+        write_bundle(tmp_path / "toy" / "1", bundle.manifest, bundle.graph + b" ")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="Not a directory"):
+        write_bundle(tmp_path / "file" / "toy" / "1", bundle.manifest, bundle.graph)
+    assert sorted(os.listdir(tmp_path)) == ["file", "models"]
+
+
+def test_a_full_disk_leaves_nothing(bundle, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("serving.bundle.write_synced", full)
+    with pytest.raises(BundleError, match="No space left on device"):
+        write_bundle(tmp_path / "toy" / "1", bundle.manifest, bundle.graph)
+    assert os.listdir(tmp_path / "toy") == []
+
+
+def test_bundles_are_found_by_name_and_number_and_all_else_is_passed_over(tmp_path):
+    for name in ("b/2", "b/10", "a/1", "a/01", "a/latest", "a/.staging-x", ".hidden/1", "no name/1"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "README").write_text("")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_bundles(tmp_path)]
+    assert found == ["a/1", "b/2", "b/10"]
+
+
+def test_a_repository_that_cannot_be_read_is_a_bundle_error(tmp_path, monkeypatch):
+    def denied(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", denied)
+    with pytest.raises(BundleError, match=f"{tmp_path}: Permission denied"):
+        find_bundles(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["0", "01", "-1", "1.0", "", "v1", "1\n", "9" * 19])
+def test_no_other_text_is_a_version(text):
+    assert parse_version(text) is None
+
+
+def test_rows_are_little_endian_and_sized():
+    spec = InputSpec(dtype="float32", shape=(2, 3), meaning="features")
+    assert (spec.numpy_dtype, spec.row_size, spec.row_bytes) == (np.dtype("<f4"), 6, 24)
+    assert sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
