@@ -75,7 +75,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         hidden_sizes: tuple[int, ...] = (500, 500),
         latent_dim: int = 10,
         n_importance_samples: int | None = None,
-        pathwise_z: bool = False,
+        pathwise_z: bool = True,
         batch_size: int = 128,
         epochs: int | None = None,
         learning_rate: float = 1e-3,
