@@ -93,7 +93,8 @@ def draw(fitted: Fitted, output: Path) -> Path:
         Section(
             "Training curves",
             "Bound of log p(x), the annealed lower bounds of the standard deviations, and the learning rate "
-            "(the paper's Fig. 2). The bound rises at each halving of ε by construction.",
+            "(the paper's Fig. 2). A smaller ε allows a higher bound; a dip "
+            "right after a halving should heal within the stage.",
             "history.png",
         ),
     ]

@@ -80,7 +80,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         epochs: int | None = None,
         learning_rate: float = 1e-3,
         learning_rate_factor: float = 0.5,
-        learning_rate_every: int = 300,
+        learning_rate_every: int = 60,
         weight_decay: float = 1e-4,
         epsilon_x: float | str = "auto",
         epsilon_z: float = 1.0,
