@@ -141,6 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"nvisa-train {arguments[0]}: {_message(error)}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"nvisa-train: {error}; install nvisa[training,cpu]", file=sys.stderr)
+        return 2
     except ArithmeticError as error:
         print(f"nvisa-train {arguments[0]}: {error}", file=sys.stderr)
         return 1

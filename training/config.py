@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.annealing import epochs_to_floor
 from training.precision import Precision
@@ -19,11 +19,9 @@ EXECUTION = {"epochs", "device", "checkpoint_seconds"}
 class TrainingConfig(BaseModel):
     """Hyper-parameters of one fit. Defaults are the paper's (§III-A) where it names one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_clusters: int = Field(
-        10, ge=1, validation_alias=AliasChoices("clusters", "n_clusters"), description="number of clusters K"
-    )
+    n_clusters: int = Field(10, ge=1, description="number of clusters K")
     objective: Literal["vimco", "elbo", "nvil"] = Field(
         "vimco", description="vimco, elbo (y enumerated, z reparameterised) or nvil"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,18 +100,8 @@ def fit(
     for index in range(config.restarts):
         own = config.model_copy(update={"seed": config.seed + index, "restarts": 1})
         progress.restart(index, config.restarts, own.total_epochs)
-        run, summary = _restart(
-            lambda own=own, index=index: train(  # type: ignore[misc]
-                own,
-                rows,
-                spec,
-                directory=directory / f"restart-{index}" if directory is not None else None,
-                resume=resume,
-                say=progress.say,
-                on_epoch=progress.epoch,
-            ),
-            own.seed,
-        )
+        folder = directory / f"restart-{index}" if directory is not None else None
+        run, summary = _restart(own, rows, spec, folder, resume, progress)
         if summary.error:
             progress.say(f"restart {index}: {summary.error}")
         runs.append(run)
@@ -134,13 +124,28 @@ def fit(
     )
 
 
-def _restart(start: Callable[[], Run], seed: int) -> tuple[Run | None, RestartSummary]:
+def _restart(
+    config: TrainingConfig,
+    rows: torch.Tensor,
+    spec: InputSpec,
+    directory: Path | None,
+    resume: bool,
+    progress: Progress,
+) -> tuple[Run | None, RestartSummary]:
     began = time.monotonic()
     try:
-        run = start()
+        run = train(
+            config,
+            rows,
+            spec,
+            directory=directory,
+            resume=resume,
+            say=progress.say,
+            on_epoch=progress.epoch,
+        )
     except DivergedError as error:
         seconds = time.monotonic() - began
-        return None, RestartSummary(seed, -math.inf, 0, 0, seconds, str(error))
+        return None, RestartSummary(config.seed, -math.inf, 0, 0, seconds, str(error))
     seconds = time.monotonic() - began
     score = -math.inf if run.score is None else run.score
-    return run, RestartSummary(seed, score, run.epoch, run.rollbacks, seconds)
+    return run, RestartSummary(config.seed, score, run.epoch, run.rollbacks, seconds)

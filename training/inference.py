@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,18 +11,16 @@ from torch import Tensor
 from training.densities import normal_log_density, sample_normal
 from training.model import NVISAModel
 from training.schedule import epoch_generator
-from training.step import row_bounds
+from training.step import row_bounds, rows_at_once
 
 BATCH = 4096
-BOUND_BATCH = 256
 BOUND_EPOCH = -(10**7)
 
 
-def _parts(model: NVISAModel, x: np.ndarray, size: int) -> list[Tensor]:
-    device = model.shift.device
-    return [
-        torch.from_numpy(np.ascontiguousarray(x[i : i + size])).to(device) for i in range(0, len(x), size)
-    ]
+def _parts(model: NVISAModel, x: np.ndarray, size: int) -> Iterator[Tensor]:
+    """Rows on the model's device, ``size`` at a time."""
+    for start in range(0, len(x), size):
+        yield torch.from_numpy(np.ascontiguousarray(x[start : start + size])).to(model.shift.device)
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def typicality(model: NVISAModel, z: np.ndarray, clusters: np.ndarray) -> np.nda
 def bounds(model: NVISAModel, x: np.ndarray, n_samples: int) -> np.ndarray:
     """Lower bound of log p(x) in nats for each row, `training.step.row_bounds`: float32 ``(n,)``."""
     found = []
-    for part in _parts(model, x, BOUND_BATCH):
+    for part in _parts(model, x, rows_at_once(model, n_samples)):
         generator = epoch_generator(0, BOUND_EPOCH, part.device)
         found.append(row_bounds(model, model.preprocess(part), n_samples, generator).cpu())
     return torch.cat(found).numpy()

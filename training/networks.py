@@ -7,7 +7,7 @@ bfloat16 lose the detail of dequantised pixels. A residual convolutional trunk i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ def mlp(in_features: int, hidden_sizes: Sequence[int]) -> Trunk:
     trunk = Trunk(*layers)
     trunk.in_features, trunk.out_features = in_features, sizes[-1]
     return trunk
+
+
+# The kinds of hidden layers: from the width of the input and the hidden sizes to a trunk.
+TRUNKS: dict[str, Callable[[int, Sequence[int]], Trunk]] = {"mlp": mlp}
 
 
 def dense(in_features: int, out_features: int) -> nn.Linear:

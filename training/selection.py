@@ -13,7 +13,7 @@ from torch import Tensor
 from training.config import TrainingConfig
 from training.model import NVISAModel
 from training.schedule import epoch_generator
-from training.step import row_bounds
+from training.step import row_bounds, rows_at_once
 
 SCORE_ROWS = 2_000
 SCORE_SAMPLES = 8
@@ -29,7 +29,7 @@ def warm_bound(model: NVISAModel, rows: Tensor, config: TrainingConfig) -> float
     """
     chosen = rows[:: -(-len(rows) // SCORE_ROWS)]
     total = 0.0
-    for part in chosen.split(256):
+    for part in chosen.split(rows_at_once(model, SCORE_SAMPLES)):
         generator = epoch_generator(0, SCORE_EPOCH, rows.device)
         total += row_bounds(model, model.preprocess(part), SCORE_SAMPLES, generator).sum().item()
     return total / len(chosen)

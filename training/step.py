@@ -13,6 +13,8 @@ from training.densities import normal_log_density, sample_categorical, sample_no
 from training.model import Baseline, NVISAModel
 from training.objectives import Objective, enumerated_elbo, nvil, vimco
 
+BLOCK_VALUES = 2**25
+
 
 class Step(NamedTuple):
     """A batch's objective and, detached, its mean q(y|x) of shape ``(K,)``."""
@@ -67,6 +69,11 @@ def _enumerated(
     log_q = log_q_y.T.repeat(draws, 1) + normal_log_density(z, mean, std)
     log_weights = model.log_joint(x, y, z) - log_q
     return enumerated_elbo(log_weights.unflatten(0, (draws, n_clusters)), log_q_y.T)
+
+
+def rows_at_once(model: NVISAModel, n_samples: int) -> int:
+    """How many rows `row_bounds` takes so that one ``[samples, rows, D]`` block stays under 128 MiB."""
+    return max(1, BLOCK_VALUES // (n_samples * model.n_clusters * model.spec.row_size))
 
 
 def row_bounds(model: NVISAModel, x: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:

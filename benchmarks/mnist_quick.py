@@ -1,0 +1,134 @@
+"""MNIST on two cores, end to end: fit, score, export, serve, and the same clusters by three ways.
+
+``python benchmarks/mnist_quick.py DATA`` fits ``--preset mnist-quick`` to the training images of the IDX
+folder ``DATA``, scores the test images, and assigns all of them through the server with tritonclient and
+with ``nvisa-client``, and offline with ``nvisa-label``: the answers must be those of ``evaluate``. It writes
+``benchmarks/results/mnist-quick.json``. ``--run RUN`` takes a run that was fitted before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from training.data import load
+from training.fitted import Fitted
+from training.inference import probabilities
+
+BIN = Path(sys.executable).parent
+RESULTS = Path(__file__).parent / "results" / "mnist-quick.json"
+# A process of its own: its protobuf messages and ours have the same names.
+TRITON = """
+import sys, numpy as np, tritonclient.grpc as triton
+target, rows, output = sys.argv[1:]
+x = np.load(rows)
+with triton.InferenceServerClient(target) as client:
+    parts = []
+    for start in range(0, len(x), 1000):
+        part = x[start : start + 1000]
+        given = triton.InferInput("x", part.shape, "UINT8")
+        given.set_data_from_numpy(part)
+        parts.append(client.infer("mnist", [given]).as_numpy("cluster"))
+np.save(output, np.concatenate(parts))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="folder of MNIST's IDX files")
+    parser.add_argument("--run", type=Path, help="a run fitted before")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        run = options.run or work / "run"
+        if options.run is None:
+            fit = ["fit", options.data, "--clusters", "10", "--preset", "mnist-quick", "--output", str(run)]
+            subprocess.run([BIN / "nvisa-train", *fit], check=True)
+        scores = json.loads(call("nvisa-train", "evaluate", run, "--data", options.data, "--json"))
+        bundle = work / "models" / "mnist" / "1"
+        print(call("nvisa-train", "export", run, "--output", bundle), end="")
+        fitted = Fitted.load(run)
+        rows = load(options.data, split="test").x
+        np.save(work / "rows.npy", rows)
+        expected = probabilities(fitted.model, rows).argmax(1)
+        found = by_server(work) | {"nvisa-label": by_job(work, bundle, options.data)}
+    differ = {name: int((clusters != expected).sum()) for name, clusters in found.items()}
+    restart = fitted.restarts[fitted.chosen]
+    result = {
+        "data": "MNIST, fitted on the 60,000 training images, scored on the 10,000 test images",
+        "preset": "mnist-quick",
+        "seed": restart.seed,
+        "acc": scores["acc"],
+        "nmi": scores["nmi"],
+        "ari": scores["ari"],
+        "acc_of_start_ae_gmm": scores["start"]["acc"],
+        "empty_clusters": scores["empty_clusters"],
+        "fit_seconds": round(restart.seconds),
+        "rows_that_differ_from_evaluate": differ,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "versions": {name: version(name) for name in ("nvisa", "torch", "onnxruntime", "tritonclient")},
+        "command": "python benchmarks/mnist_quick.py DATA",
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    if any(differ.values()):
+        sys.exit("the ways of assigning do not agree")
+
+
+def by_server(work: Path) -> dict[str, np.ndarray]:
+    """Clusters of the rows through a running server, by two clients."""
+    ports = work / "ports.json"
+    serve = ["--model-repository", work / "models", "--grpc-port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(
+        [BIN / "nvisa-serve", *serve, "--port-file", ports, "--drain-seconds", "0", "--log-level", "warning"]
+    ) as server:
+        try:
+            while not ports.exists() and server.poll() is None:
+                time.sleep(0.05)
+            target = f"127.0.0.1:{json.loads(ports.read_text())['grpc_port']}"
+            while subprocess.run(
+                [BIN / "nvisa-client", "health", "--target", target], capture_output=True
+            ).returncode:
+                if server.poll() is not None:
+                    sys.exit("the server ended before it was ready")
+                time.sleep(0.1)
+            triton = [sys.executable, "-c", TRITON, target, work / "rows.npy", work / "triton.npy"]
+            subprocess.run(triton, check=True)
+            call(
+                *("nvisa-client", "assign", "--target", target, "--model", "mnist"),
+                *("--input", work / "rows.npy", "--output", work / "client.parquet"),
+            )
+        finally:
+            server.terminate()
+    client = pq.read_table(work / "client.parquet")["cluster"].to_numpy()
+    return {"tritonclient": np.load(work / "triton.npy"), "nvisa-client": client}
+
+
+def by_job(work: Path, bundle: Path, data: str) -> np.ndarray:
+    """Clusters of the test images by the offline job."""
+    call("nvisa-label", "--model", bundle, "--input", data, "--split", "test", "--output", work / "labels")
+    return np.asarray(pq.read_table(work / "labels")["cluster"].to_numpy())
+
+
+def call(*command: str | Path) -> str:
+    return subprocess.run(
+        [BIN / command[0], *command[1:]], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+if __name__ == "__main__":
+    main()
