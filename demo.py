@@ -28,6 +28,7 @@ from training.scores import accuracy
 DEMO = Path("demo")
 BIN = Path(sys.executable).parent
 READY_SECONDS = 60
+STOP_SECONDS = 15
 
 
 def main() -> None:
@@ -96,10 +97,20 @@ def serve_and_assign(rows: Path) -> np.ndarray:
                 *("--id-columns", "id", "--output", answers),
             )
         finally:
-            server.terminate()
+            stop(server)
     if server.returncode != 0:
         sys.exit(f"demo: the server ended with status {server.returncode}")
     return np.asarray(pq.read_table(answers)["cluster"].to_numpy())
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """Stop the server and wait for its end: after Ctrl-C, `Popen` itself would not."""
+    server.terminate()
+    try:
+        server.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def wait_for(ports: Path, server: subprocess.Popen[bytes]) -> dict[str, int]:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -97,15 +98,10 @@ def by_server(work: Path) -> dict[str, np.ndarray]:
         [BIN / "nvisa-serve", *serve, "--port-file", ports, "--drain-seconds", "0", "--log-level", "warning"]
     ) as server:
         try:
-            while not ports.exists() and server.poll() is None:
-                time.sleep(0.05)
+            wait_until(ports.exists, server)
             target = f"127.0.0.1:{json.loads(ports.read_text())['grpc_port']}"
-            while subprocess.run(
-                [BIN / "nvisa-client", "health", "--target", target], capture_output=True
-            ).returncode:
-                if server.poll() is not None:
-                    sys.exit("the server ended before it was ready")
-                time.sleep(0.1)
+            health = [BIN / "nvisa-client", "health", "--target", target]
+            wait_until(lambda: subprocess.run(health, capture_output=True).returncode == 0, server)
             triton = [sys.executable, "-c", TRITON, target, work / "rows.npy", work / "triton.npy"]
             subprocess.run(triton, check=True)
             call(
@@ -116,6 +112,15 @@ def by_server(work: Path) -> dict[str, np.ndarray]:
             server.terminate()
     client = pq.read_table(work / "client.parquet")["cluster"].to_numpy()
     return {"tritonclient": np.load(work / "triton.npy"), "nvisa-client": client}
+
+
+def wait_until(condition: Callable[[], bool], server: subprocess.Popen[bytes]) -> None:
+    """Wait for a step of the server's start, at most a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        if server.poll() is not None or time.monotonic() > deadline:
+            sys.exit("the server did not become ready")
+        time.sleep(0.1)
 
 
 def by_job(work: Path, bundle: Path, data: str) -> np.ndarray:

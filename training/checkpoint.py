@@ -11,18 +11,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from serving.files import remove_leftovers, write_atomically
+from serving.files import Content, remove_leftovers, write_atomically
 
 
 class CheckpointError(ValueError):
     """A file of a run is missing, damaged or belongs to something else."""
 
 
+def replace_file(path: Path, content: Content) -> None:
+    """Write ``path`` atomically, and remove what killed processes left of earlier attempts."""
+    remove_leftovers(path)
+    write_atomically(path, content)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able ``meta`` into one file, atomically."""
-    remove_leftovers(path)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(contiguous, {"meta": json.dumps(meta)}))
+    replace_file(path, save(contiguous, {"meta": json.dumps(meta)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -43,7 +48,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=2).encode() + b"\n")
+    replace_file(path, json.dumps(value, indent=2).encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:

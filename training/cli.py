@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -51,7 +52,8 @@ def fit(arguments: Sequence[str]) -> None:
     fitted.save(settings.output)
     for index, restart in enumerate(fitted.restarts):
         chosen = "  <- chosen" if index == fitted.chosen and config.restarts > 1 else ""
-        print(f"seed {restart.seed}: warm bound {restart.score:.3f} nats, {restart.seconds:.0f} s{chosen}")
+        outcome = restart.error or f"warm bound {restart.score:.3f} nats"
+        print(f"seed {restart.seed}: {outcome}, {restart.seconds:.0f} s{chosen}")
     print(f"run written to {settings.output}")
 
 
@@ -115,6 +117,8 @@ def report(arguments: Sequence[str]) -> None:
     print(f"report written to {page}")
 
 
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "fit": fit,
     "evaluate": evaluate,
@@ -139,7 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(arguments[1:])
     except (ValueError, OSError) as error:
-        print(f"nvisa-train {arguments[0]}: {_message(error)}", file=sys.stderr)
+        full = command is fit and isinstance(error, OSError) and error.errno in DISK_FULL
+        hint = "; make room and go on with --resume" if full else ""
+        print(f"nvisa-train {arguments[0]}: {_message(error)}{hint}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"nvisa-train: {error}; install nvisa[training,cpu]", file=sys.stderr)

@@ -19,7 +19,7 @@ EXECUTION = {"epochs", "device", "checkpoint_seconds"}
 class TrainingConfig(BaseModel):
     """Hyper-parameters of one fit. Defaults are the paper's (§III-A) where it names one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     n_clusters: int = Field(10, ge=1, description="number of clusters K")
     objective: Literal["vimco", "elbo", "nvil"] = Field(
@@ -72,7 +72,7 @@ class TrainingConfig(BaseModel):
     restarts: int = Field(1, ge=1, description="independent runs; one is chosen without labels")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     precision: Precision = Field(
-        "auto", description="matrix products: float32, low (bfloat16 or TF32), or low where it is faster"
+        "auto", description="matrix products: float32, low (bfloat16), or low where it is faster"
     )
     checkpoint_seconds: float = Field(30.0, ge=0, description="least time between two checkpoints")
 

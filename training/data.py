@@ -13,6 +13,8 @@ from serving.readers import open_source, read_all
 from serving.readers.source import input_spec
 
 Split = Literal["train", "test"]
+# Far enough below float32's largest number, 3.4e38, that differences of such values are finite.
+MAX_FEATURE = 1e37
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def check_fit(x: np.ndarray, n_clusters: int) -> None:
     Raises
     ------
     ValueError
-        If there are fewer rows than clusters, fewer than two rows, or all rows are equal.
+        If there are fewer rows than clusters, fewer than two rows, values that are not finite or close to
+        float32's end, or all rows are equal.
     """
     if len(x) < max(2, n_clusters):
         raise ValueError(
@@ -87,6 +90,8 @@ def check_fit(x: np.ndarray, n_clusters: int) -> None:
     if x.dtype != np.uint8 and not np.isfinite(x).all():
         row = int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(axis=1)))
         raise ValueError(f"row {row} contains NaN or infinity: mend or remove it")
+    if x.dtype != np.uint8 and np.abs(x).max() > MAX_FEATURE:
+        raise ValueError(f"values beyond ±{MAX_FEATURE:g} overflow when they are standardised: rescale them")
     if (x == x[:1]).all():
         raise ValueError("all rows are equal: there is nothing to cluster")
 

@@ -28,15 +28,16 @@ def draw(fitted: Fitted, output: Path) -> Path:
     Colours are those of the assigned clusters; no labels are used.
     """
     model, seed = fitted.model, fitted.config.seed
-    n_clusters, image = fitted.config.n_clusters, fitted.spec.meaning == "image"
-    picture = image and len(fitted.spec.shape) >= 2
+    n_clusters, shape = fitted.config.n_clusters, fitted.spec.shape
+    # Bytes of another layout, a vector or channels first, are shown as profiles.
+    picture = fitted.spec.meaning == "image" and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
     output.mkdir(parents=True, exist_ok=True)
 
     y = np.repeat(np.arange(n_clusters), SAMPLES_PER_CLUSTER)
     generated = inference.decode(model, inference.sample_prior(model, y, seed))
     plot_samples(
         output / "samples.png",
-        generated.reshape(n_clusters, SAMPLES_PER_CLUSTER, *fitted.spec.shape),
+        generated.reshape(n_clusters, SAMPLES_PER_CLUSTER, *shape),
         picture,
     )
     rows = fitted.rows

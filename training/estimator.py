@@ -137,9 +137,11 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         """
         x = self._rows(X, reset=True)
         progress = TerminalProgress() if self.verbose else Silent()
-        self.fitted_ = fit(self._config(), x, describe(x), progress=progress)
-        if isinstance(progress, TerminalProgress):
-            progress.close()
+        try:
+            self.fitted_ = fit(self._config(), x, describe(x), progress=progress)
+        finally:
+            if isinstance(progress, TerminalProgress):
+                progress.close()
         self._remember()
         self.labels_ = inference.probabilities(self.fitted_.model, x).argmax(1)
         return self
@@ -161,6 +163,8 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
     def score_samples(self, X: Any, n_samples: int = 10) -> np.ndarray:
         """Lower bound of log p(x) of each row in nats, float32; y summed, z drawn ``n_samples`` times."""
         check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
         return inference.bounds(self.fitted_.model, self._rows(X), n_samples)
 
     def score(self, X: Any, y: Any = None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import subprocess
 import warnings
@@ -34,8 +35,8 @@ from training.model import NVISAModel
 
 OPSET = 18
 MAX_DIFFERENCE = 1e-4
-# Argmax may flip where two clusters are within rounding of each other, and nowhere else.
-MIN_EQUAL_ARGMAX = 0.999
+# Argmax may flip where two clusters are within rounding of each other: for one row in a thousand, or one.
+MAX_FLIPPED = 0.001
 
 
 class ExportError(ValueError):
@@ -55,7 +56,8 @@ class _Assigner(nn.Module):
 
 def to_onnx(fitted: Fitted) -> bytes:
     """The graph of q(y|x) with preprocessing inside: ``x (N, *shape)`` -> probabilities, cluster."""
-    model = _Assigner(fitted.model.cpu()).eval()
+    # A copy: moving the model itself would leave its owner, on a GPU until now, on the CPU.
+    model = _Assigner(copy.deepcopy(fitted.model).cpu()).eval()
     dtype = getattr(torch, fitted.spec.dtype)
     example = torch.zeros((2, *fitted.spec.shape), dtype=dtype)
     # The exporter warns of its own internals; what matters is checked on the graph below.
@@ -97,12 +99,13 @@ def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray) -> Parity:
     if found.shape != expected.shape or alone.shape != expected[:1].shape:
         raise ExportError(f"the graph gives shape {found.shape}, torch {expected.shape}: not exported")
     difference = max(float(np.abs(found - expected).max()), float(np.abs(alone - expected[:1]).max()))
-    equal = float((clusters == expected.argmax(1)).mean())
-    if not difference <= MAX_DIFFERENCE or equal < MIN_EQUAL_ARGMAX:
+    flipped = int((clusters != expected.argmax(1)).sum())
+    equal = 1 - flipped / len(x)
+    if not difference <= MAX_DIFFERENCE or flipped > max(1, MAX_FLIPPED * len(x)):
         raise ExportError(
             f"the graph differs from torch by up to {difference:.3g} in probability and agrees on "
-            f"{100 * equal:.2f} % of {len(x)} rows (allowed: {MAX_DIFFERENCE:g} and "
-            f"{100 * MIN_EQUAL_ARGMAX:g} %): not exported"
+            f"{100 * equal:.2f} % of {len(x)} rows (allowed: {MAX_DIFFERENCE:g} and all but "
+            f"{100 * MAX_FLIPPED:g} %): not exported"
         )
     return Parity(max_abs_difference=difference, equal_argmax_share=equal, rows=len(x))
 

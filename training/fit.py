@@ -14,11 +14,13 @@ import torch
 from serving.bundle import InputSpec
 from training.config import TrainingConfig
 from training.data import check_fit
+from training.divergence import DivergedError
 from training.fitted import Fitted, RestartSummary, summarise
-from training.loop import DivergedError, Run, train
+from training.loop import train
 from training.precision import resolve_device
 from training.run import open_run
 from training.selection import choose
+from training.state import Run
 
 
 class Progress(Protocol):
@@ -102,14 +104,15 @@ def fit(
         progress.restart(index, config.restarts, own.total_epochs)
         folder = directory / f"restart-{index}" if directory is not None else None
         run, summary = _restart(own, rows, spec, folder, resume, progress)
-        if summary.error:
-            progress.say(f"restart {index}: {summary.error}")
+        if summary.error and config.restarts > 1:
+            progress.say(f"given up: {summary.error}")
         runs.append(run)
         summaries.append(summary)
     chosen = choose([summary.score for summary in summaries])
     best = runs[chosen]
     if best is None:
-        raise DivergedError(f"all {config.restarts} runs diverged: {summaries[0].error}")
+        which = "the run" if config.restarts == 1 else f"all {config.restarts} runs"
+        raise DivergedError(f"{which} diverged: {summaries[0].error}")
     model = best.model.eval()
     return Fitted(
         model=model,
@@ -146,6 +149,6 @@ def _restart(
     except DivergedError as error:
         seconds = time.monotonic() - began
         return None, RestartSummary(config.seed, -math.inf, 0, 0, seconds, str(error))
-    seconds = time.monotonic() - began
-    score = -math.inf if run.score is None else run.score
-    return run, RestartSummary(config.seed, score, run.epoch, run.rollbacks, seconds)
+    # NaN has no place in a ranking.
+    score = -math.inf if run.score is None or math.isnan(run.score) else run.score
+    return run, RestartSummary(config.seed, score, run.epoch, run.rollbacks, run.seconds)

@@ -6,7 +6,7 @@ report and for parity at export) and ``fit.json`` (everything else). Nothing is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,6 +109,10 @@ class Fitted:
         CheckpointError
             If a file is missing or damaged, or of another format.
         """
+        if not (directory / FIT_FILE).exists():
+            raise CheckpointError(
+                f"cannot read {directory}: it has no {FIT_FILE}, so it is no run, or its fit did not finish"
+            )
         document = read_json(directory / FIT_FILE)
         if document.get("format") != FORMAT:
             raise CheckpointError(
@@ -139,10 +143,6 @@ class Fitted:
                 **{name: kept[name].numpy() for name in _ARRAYS},
             ),
         )
-
-    def on(self, device: torch.device) -> Self:
-        """The same, with the model moved to ``device``."""
-        return replace(self, model=self.model.to(device))
 
 
 def summarise(model: NVISAModel, x: np.ndarray) -> TrainingRows:

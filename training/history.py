@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from serving.files import write_atomically
-from training.checkpoint import CheckpointError
+from training.checkpoint import CheckpointError, replace_file
 
 HISTORY_FILE = "history.jsonl"
 
@@ -19,7 +18,7 @@ class History(list[Mapping[str, Any]]):
     def write(self, directory: Path) -> None:
         """Write all records to ``history.jsonl``, atomically."""
         lines = "".join(json.dumps(record) + "\n" for record in self)
-        write_atomically(directory / HISTORY_FILE, lines.encode())
+        replace_file(directory / HISTORY_FILE, lines.encode())
 
     @classmethod
     def read(cls, directory: Path, epochs: int | None = None) -> Self:

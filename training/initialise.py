@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.config import TrainingConfig
+from training.divergence import DivergedError
 from training.model import NVISAModel
 from training.networks import NEGATIVE_SLOPE
 from training.precision import matrix_products
@@ -97,9 +98,16 @@ def initialise_gmm(
         A freshly built model on its device; changed in place.
     rows
         ``(n, *shape)`` as they came, on the same device.
+
+    Raises
+    ------
+    DivergedError
+        If the autoencoder's codes are not finite.
     """
     _pretrain(model, rows, config, say)
     codes = encode_rows(model, rows)
+    if not np.isfinite(codes).all():
+        raise DivergedError("the autoencoder's codes are not finite: lower learning_rate")
     mixture = _fit_mixture(codes, config)
     # A factor on the code and its inverse on the decoder change nothing but the units of z.
     variances = np.diagonal(mixture.covariances_, axis1=1, axis2=2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,77 +13,22 @@ from torch import Tensor, nn
 
 from serving.bundle import InputSpec
 from training.annealing import halving
-from training.checkpoint import CheckpointError, load_tensors, save_tensors
 from training.config import TrainingConfig
-from training.history import History
-from training.initialise import Start, initialise_gmm
+from training.divergence import DivergedError, trouble
+from training.initialise import initialise_gmm
 from training.model import Baseline, NVISAModel
 from training.precision import matrix_products
 from training.schedule import batches, epoch_generator
 from training.selection import warm_bound
+from training.state import CHECKPOINT_FILE, Run, restore_run, save_run
 from training.step import batch_objective
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 MAX_ROLLBACKS = 5
 # Leading eigenvalue of MNIST's covariance in units of x / 256: the data at which the paper starts ε at 1.
 MNIST_LEADING_VARIANCE = 5.2
 
 Say = Callable[[str], None]
 OnEpoch = Callable[[Mapping[str, Any]], None]
-
-
-class DivergedError(ArithmeticError):
-    """The loss stayed non-finite, or the bound collapsed, through `MAX_ROLLBACKS` rollbacks."""
-
-
-@dataclass
-class Run:
-    """One run: everything that changes while it trains.
-
-    Attributes
-    ----------
-    epoch
-        Epochs done.
-    rate_scale
-        Factor on the learning rate, halved at each rollback.
-    rollbacks
-        Rollbacks so far.
-    score
-        The label-free selection score (`training.selection.warm_bound`), once it was taken.
-    start
-        The AE+GMM mixture, with initialisation ``gmm``.
-    """
-
-    model: NVISAModel
-    baseline: Baseline | None
-    optimiser: torch.optim.Adam
-    start: Start | None = None
-    epoch: int = 0
-    rate_scale: float = 1.0
-    rollbacks: int = 0
-    score: float | None = None
-    history: History = field(default_factory=History)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that is needed to go on: parameters, buffers, Adam's moments."""
-        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.baseline is not None:
-            found |= {f"baseline.{name}": value for name, value in self.baseline.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            found |= {f"adam.{index}.{name}": value for name, value in state.items()}
-        return found
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take `tensors` back, in place."""
-        self.model.load_state_dict(_under(tensors, "model."))
-        if self.baseline is not None:
-            self.baseline.load_state_dict(_under(tensors, "baseline."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "adam.").items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
-        state = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
 
 
 def train(
@@ -121,29 +65,33 @@ def train(
     DivergedError
         If the loss stays non-finite or the bound keeps collapsing.
     """
+    began = time.monotonic()
     checkpoint = None
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         checkpoint = directory / CHECKPOINT_FILE
     run = _build(config, rows, spec)
     if resume and checkpoint is not None and checkpoint.exists():
-        _restore(run, checkpoint, config)
+        restore_run(run, checkpoint, config)
+        began -= run.seconds
         say(f"resumed at epoch {run.epoch}")
     else:
         _initialise(run, rows, config, say)
+        run.seconds = time.monotonic() - began
         if checkpoint is not None:
-            _save(run, checkpoint, config)
+            save_run(run, checkpoint, config)
     saved = time.monotonic()
     good = {name: value.clone() for name, value in run.tensors().items()}
     while run.epoch < config.total_epochs:
         record = _train_epoch(run, rows, config)
-        if (trouble := _trouble(record["bound"], run.history)) is not None:
-            _roll_back(run, good, trouble, say)
+        if (wrong := trouble(record["bound"], run.history)) is not None:
+            _roll_back(run, good, wrong, say)
             continue
         run.epoch += 1
         if run.epoch == min(config.epsilon_every, config.total_epochs):
             run.score = warm_bound(run.model, rows, config)
         run.history.append(record)
+        run.seconds = time.monotonic() - began
         for name, value in run.tensors().items():
             if name in good:
                 good[name].copy_(value)
@@ -152,7 +100,7 @@ def train(
         on_epoch(record)
         last = run.epoch == config.total_epochs
         if checkpoint is not None and (last or time.monotonic() - saved >= config.checkpoint_seconds):
-            _save(run, checkpoint, config)
+            save_run(run, checkpoint, config)
             saved = time.monotonic()
     if config.total_epochs == 0 and run.score is None:
         run.score = warm_bound(run.model, rows, config)
@@ -199,7 +147,8 @@ def _first_epsilon(model: NVISAModel, rows: Tensor, config: TrainingConfig) -> f
         return config.epsilon_x
     sample = model.preprocess(rows[:: -(-len(rows) // 5000)].cpu())
     leading = torch.linalg.matrix_norm(sample - sample.mean(0), ord=2).square() / len(sample)
-    return float((leading / MNIST_LEADING_VARIANCE).sqrt())
+    # A sample of equal rows has no scale to tell.
+    return float((leading / MNIST_LEADING_VARIANCE).sqrt()) or 1.0
 
 
 def _initialise(run: Run, rows: Tensor, config: TrainingConfig, say: Say) -> None:
@@ -247,70 +196,16 @@ def _train_epoch(run: Run, rows: Tensor, config: TrainingConfig) -> dict[str, An
     }
 
 
-def _trouble(bound: float, history: History) -> str | None:
-    """What is wrong with an epoch's bound, if anything.
-
-    The bound rises with the epochs and with every halving of ε. One far below all before it is a run that
-    has lost its clusters to one bad step, and does not find them again.
-    """
-    if not math.isfinite(bound):
-        return "the loss was not finite"
-    lowest = min((record["bound"] for record in history), default=-math.inf)
-    if bound < lowest - max(10.0, abs(lowest) / 2):
-        return f"the bound fell to {bound:.1f}, far below all before it ({lowest:.1f} at the least),"
-    return None
-
-
-def _roll_back(run: Run, good: Mapping[str, Tensor], trouble: str, say: Say) -> None:
+def _roll_back(run: Run, good: Mapping[str, Tensor], wrong: str, say: Say) -> None:
     run.rollbacks += 1
     if run.rollbacks > MAX_ROLLBACKS:
         raise DivergedError(
-            f"{trouble} at epoch {run.epoch}, after {MAX_ROLLBACKS} rollbacks: "
+            f"{wrong} at epoch {run.epoch}, after {MAX_ROLLBACKS} rollbacks: "
             "lower learning_rate, raise epsilon_x, or take more importance samples"
         )
     run.load(good)
     run.rate_scale /= 2
     say(
-        f"{trouble} at epoch {run.epoch}: rolled back to its beginning, "
+        f"{wrong} at epoch {run.epoch}: rolled back to its beginning, "
         f"learning rate halved (x{run.rate_scale:g})"
     )
-
-
-def _save(run: Run, path: Path, config: TrainingConfig) -> None:
-    tensors = run.tensors()
-    if run.start is not None:
-        tensors |= {f"start.{name}": value for name, value in run.start.tensors().items()}
-    meta = {
-        "config": config.digest(),
-        "seed": config.seed,
-        "epoch": run.epoch,
-        "rate_scale": run.rate_scale,
-        "rollbacks": run.rollbacks,
-        "score": run.score,
-    }
-    run.history.write(path.parent)
-    save_tensors(path, tensors, meta)
-
-
-def _restore(run: Run, path: Path, config: TrainingConfig) -> None:
-    tensors, meta = load_tensors(path)
-    if (meta["config"], meta["seed"]) != (config.digest(), config.seed):
-        raise CheckpointError(
-            f"{path} was made with other hyper-parameters: resume with those it was started with, "
-            "or fit into another directory"
-        )
-    if meta["epoch"] > config.total_epochs:
-        raise CheckpointError(
-            f"{path} is at epoch {meta['epoch']}, past the {config.total_epochs} asked for: "
-            "ask for more epochs"
-        )
-    run.load(tensors)
-    if start := _under(tensors, "start."):
-        run.start = Start.from_tensors(start)
-    run.epoch, run.rate_scale = meta["epoch"], meta["rate_scale"]
-    run.rollbacks, run.score = meta["rollbacks"], meta["score"]
-    run.history = History.read(path.parent, run.epoch)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

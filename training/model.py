@@ -85,9 +85,14 @@ class NVISAModel(nn.Module):
         return len(self.prior_mean)
 
     def standardise_as(self, mean: Tensor, std: Tensor) -> None:
-        """Take features' ``mean`` and ``std``, each ``(D,)``; constant columns keep scale 1."""
+        """Take features' ``mean`` and ``std``, each ``(D,)``; constant columns keep scale 1.
+
+        Summing a constant leaves a std of some 1e-17 of it, by which a new row would be blown up: what is
+        below float32's own rounding of the column is no variation.
+        """
+        varies = (std > torch.finfo(torch.float32).eps * mean.abs()) & (std.float() > 0)
         self.shift.copy_(mean)
-        self.scale.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+        self.scale.copy_(torch.where(varies, std, torch.ones_like(std)))
 
     def preprocess(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Raw rows ``(B, *shape)`` -> float32 ``(B, D)`` as the nets see them.

@@ -1,9 +1,8 @@
-"""Where matrix products may be less than float32: bfloat16 on CPUs that have it, TF32 on GPUs."""
+"""Where matrix products may be less than float32: bfloat16 on processors that have it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -27,30 +26,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 def low_precision_pays(device: torch.device) -> bool:
-    """Whether ``device`` multiplies matrices faster below float32 (AVX-512 BF16, AMX; any GPU: TF32)."""
+    """Whether ``device`` multiplies matrices faster in bfloat16 (AVX-512 BF16, AMX; GPUs from Ampere on)."""
     if device.type == "cuda":
-        return True
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
-@contextmanager
-def matrix_products(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Context in which trunks multiply in bfloat16 (CPU) or TF32 (GPU), if ``precision`` allows.
+def matrix_products(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """Context for a forward pass in which trunks multiply in bfloat16, if ``precision`` allows.
 
-    ``"auto"`` means low where it pays. Heads, densities and everything elementwise on them stay float32.
-    Global switches are put back on leaving.
+    ``"auto"`` means low where it pays. Heads, densities and everything elementwise on them stay float32. The
+    backward pass multiplies as the forward pass did, and is run outside.
     """
     low = precision == "low" or (precision == "auto" and low_precision_pays(device))
-    if device.type == "cuda":
-        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("high" if low else "highest")
-        torch.backends.cudnn.allow_tf32 = low
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
-    else:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-            yield
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=low)

@@ -49,11 +49,14 @@ class TerminalProgress:
             f"bound {record['bound']:.2f}, epsilon_x {record['epsilon_x']:.3g}, "
             f"effective clusters {record['effective_clusters']:.1f}"
         )
+        if self._first is None:
+            self._first = record["epoch"]
+            if self._bar is not None:
+                self._bar.initial = self._first  # epochs of an earlier process say nothing of the speed
         if self._bar is not None:
             self._bar.n = done
             self._bar.set_postfix_str(shown)
             return
-        self._first = record["epoch"] if self._first is None else self._first
         self._spent += record["seconds"]
         if done < self._epochs and time.monotonic() - self._last_line < LINE_SECONDS:
             return

@@ -5,6 +5,8 @@ Labels are for scoring only. Nothing here is called by anything that fits, selec
 
 from __future__ import annotations
 
+from textwrap import shorten
+
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
@@ -150,7 +152,9 @@ def render(scores: Scores) -> str:
         )
         if value is not None
     ]
-    empty = ", ".join(map(str, scores.empty_clusters)) or "none"
+    # The ids in brackets, beside their number: a lone id would read as a count.
+    ids = shorten(", ".join(map(str, scores.empty_clusters)), 52, placeholder=" …")
+    empty = f"{len(scores.empty_clusters)} ({ids})" if ids else "none"
     measures += [("clusters", str(len(scores.cluster_sizes))), ("empty clusters", empty)]
     lines = [f"{name:<16}  {value}" for name, value in measures]
     lines += ["", "cluster: rows"]

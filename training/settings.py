@@ -99,11 +99,10 @@ def _optional_fields() -> dict[str, Any]:
     for name, field in TrainingConfig.model_fields.items():
         required = name == "n_clusters"
         kind: Any = field.annotation if required else field.annotation | None  # type: ignore[operator]
-        paper = "" if required or field.default is None else f"; the paper's: {field.default}"
-        fields[_flag(name)] = (
-            kind,
-            Field(... if required else None, description=f"{field.description}{paper}"),
-        )
+        said = field.description
+        if not required and field.default is not None:
+            said = f"{said}; unset: the preset's, else {field.default}"
+        fields[_flag(name)] = (kind, Field(... if required else None, description=said))
     return fields
 
 

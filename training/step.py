@@ -72,8 +72,10 @@ def _enumerated(
 
 
 def rows_at_once(model: NVISAModel, n_samples: int) -> int:
-    """How many rows `row_bounds` takes so that one ``[samples, rows, D]`` block stays under 128 MiB."""
-    return max(1, BLOCK_VALUES // (n_samples * model.n_clusters * model.spec.row_size))
+    """How many rows `row_bounds` takes so that a ``[samples, rows, widest layer]`` block is under 128 MiB."""
+    layers = [model.z_from_x.out_features, *(len(parameter) for parameter in model.decoder.parameters())]
+    widest = max(model.spec.row_size, *layers)
+    return max(1, BLOCK_VALUES // (n_samples * model.n_clusters * widest))
 
 
 def row_bounds(model: NVISAModel, x: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:

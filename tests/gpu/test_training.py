@@ -9,6 +9,7 @@ import torch
 from training import NVISA
 from training.config import TrainingConfig
 from training.data import describe
+from training.export import to_onnx
 from training.loop import _build
 from training.model import NVISAModel
 from training.precision import matrix_products
@@ -31,6 +32,8 @@ def test_fit_on_cuda_learns_and_predicts_as_on_the_cpu(images, tmp_path):
     assert next(model.fitted_.model.parameters()).device.type == "cuda"
     history = model.fitted_.histories[0]
     assert np.isfinite([record["bound"] for record in history]).all()
+    assert to_onnx(model.fitted_)
+    assert next(model.fitted_.model.parameters()).device.type == "cuda", "export works on a copy"
     model.save(tmp_path)
     on_cpu = NVISA.load(tmp_path, device="cpu")
     np.testing.assert_allclose(on_cpu.predict_proba(images), model.predict_proba(images), atol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -70,3 +71,21 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, sign):
     for name in expected:
         np.testing.assert_array_equal(found[name].numpy(), expected[name].numpy(), err_msg=name)
     assert not list(broken.rglob(".*")), "what the killed process left is removed"
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(data, tmp_path):
+    arguments = [str(data), *SETTINGS, "--restarts", "1", "--output", str(tmp_path / "run")]
+    run(*arguments, "--epochs", "3")
+    kept = tmp_path / "run" / "restart-0" / "checkpoint.safetensors"
+    before, room = kept.read_bytes(), kept.stat().st_size // 2
+    process = subprocess.run(
+        [*FIT, *arguments, "--epochs", "6", "--resume"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+    assert process.returncode == 2
+    assert process.stderr.endswith(f"File too large: {kept}; make room and go on with --resume\n")
+    assert kept.read_bytes() == before
+    assert "resumed at epoch 3" in run(*arguments, "--epochs", "6", "--resume")

@@ -80,7 +80,7 @@ def plot_samples(path: Path, samples: np.ndarray, image: bool) -> Path:
     title = "Generated samples per cluster"
     if not image:
         return plot_profiles(path, samples, None, title)
-    return _plot_tiles(path, samples, None, title, "z drawn from p(z|y), then x from p(x|z)")
+    return _plot_tiles(path, samples, None, title, "z drawn from p(z|y), then the mean of p(x|z)")
 
 
 def plot_typical(path: Path, rows: np.ndarray, image: bool, sizes: np.ndarray) -> Path:

@@ -124,7 +124,7 @@ def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
             ["evaluate", "{run}", "--data", "digits"],
             r"rows are uint8 \(8, 8\), the model takes float32 \(3,\)",
         ),
-        (["evaluate", "{tmp}", "--data", "digits"], "cannot read"),
+        (["evaluate", "{tmp}", "--data", "digits"], "it has no fit.json, so it is no run"),
         (["export", "{run}", "--output", "{tmp}/toy"], "NAME/VERSION"),
         (["bake"], "no command 'bake'; there are fit, evaluate, export, report"),
     ],

@@ -63,6 +63,8 @@ def test_score_samples_tells_training_rows_from_far_ones(blobs, fitted):
     assert near.shape == (150,)
     assert near.min() > far.max()
     assert fitted.score(blobs) == pytest.approx(near.mean())
+    with pytest.raises(ValueError, match="n_samples must be at least 1"):
+        fitted.score_samples(blobs, 0)
 
 
 def test_sample_has_the_shape_and_place_of_the_data(blobs, fitted):
@@ -124,6 +126,8 @@ def test_restarts_keep_all_scores_and_choose_the_best():
         ({"objective": "magic"}, "objective: Input should be 'vimco', 'elbo' or 'nvil'"),
         ({"n_importance_samples": 1}, "objective vimco needs n_importance_samples >= 2"),
         ({"epsilon_x": -1.0}, "epsilon_x must be positive"),
+        ({"epsilon_x": np.nan}, "epsilon_x.*finite number"),
+        ({"learning_rate": np.inf}, "learning_rate: Input should be a finite number"),
         ({"likelihood": "bernoulli"}, r"Bernoulli p\(x\|z\) needs values in \[0, 1\]"),
         ({"n_clusters": 151}, "n_samples=150 should be >= n_clusters=151"),
     ],
@@ -137,6 +141,7 @@ def test_unusable_parameters_are_explained(blobs, changes, message):
     ("x", "message"),
     [
         (np.ones((50, 3)), "all rows are equal"),
+        (np.array([[3e38], [0]] * 10), r"beyond ±1e\+37 overflow"),
         (np.ones((1, 3)), "n_samples=1"),
         (np.array([[1.0, np.nan]] * 10), "NaN"),
         (np.empty((0, 3)), "0 sample"),

@@ -14,9 +14,10 @@ from training import data
 from training import fit as fit_module
 from training.checkpoint import CheckpointError, read_json
 from training.config import TrainingConfig
+from training.divergence import DivergedError
+from training.draw import draw
 from training.fit import Silent, fit
 from training.fitted import FIT_FILE, Fitted
-from training.loop import DivergedError
 from training.selection import choose
 
 SPEC = InputSpec(dtype="float32", shape=(3,), meaning="features")
@@ -70,8 +71,8 @@ def test_a_diverging_restart_does_not_stop_the_others(x, monkeypatch):
     assert fitted.chosen != 1
     assert fitted.restarts[1].score == -math.inf
     assert "not finite" in fitted.restarts[1].error
-    assert any("restart 1" in message for message in listening.heard)
-    with pytest.raises(DivergedError, match="all 1 runs diverged"):
+    assert any("given up: the loss" in message for message in listening.heard)
+    with pytest.raises(DivergedError, match="the run diverged"):
         fit(config(seed=1), x, SPEC)
 
 
@@ -120,6 +121,13 @@ def test_directory_with_a_run_is_neither_overwritten_nor_mixed(x, tmp_path):
     with pytest.raises(CheckpointError, match="holds no run to resume"):
         fit(config(), x, SPEC, directory=tmp_path / "other", resume=True)
     assert read_json(tmp_path / "run" / "run.json")["seed"] == 0
+
+
+@pytest.mark.parametrize("shape", [(16,), (3, 4, 4), (4, 4, 4)])
+def test_bytes_of_another_layout_than_an_image_are_reported_as_profiles(shape, tmp_path):
+    rows = np.random.default_rng(0).integers(0, 256, (40, *shape), dtype=np.uint8)
+    page = draw(fit(config(epochs=1), rows, data.describe(rows)), tmp_path)
+    assert page.exists()
 
 
 def test_nothing_is_written_for_data_that_cannot_be_fitted(x, tmp_path):

@@ -9,6 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from serving.bundle import InputSpec
 from training.config import TrainingConfig
+from training.divergence import DivergedError
 from training.initialise import PRIOR_STD, Start, encode_rows, initialise_gmm, latent_code
 from training.model import NVISAModel
 
@@ -65,6 +66,15 @@ def test_q_of_z_starts_independent_of_y(started):
     hidden = model.encode(model.preprocess(rows)).hidden
     mean, _ = model.q_z(hidden, torch.arange(3)[:, None].expand(3, len(rows)))
     assert torch.equal(mean[0], mean[2])
+
+
+def test_codes_that_are_not_finite_are_a_divergence():
+    config = TrainingConfig(
+        n_clusters=2, latent_dim=2, hidden_sizes=(8,), pretrain_epochs=2, learning_rate=1e30
+    )
+    model = NVISAModel(config, InputSpec(dtype="float32", shape=(3,), meaning="features"))
+    with pytest.raises(DivergedError, match="codes are not finite: lower learning_rate"):
+        initialise_gmm(model, torch.randn(40, 3), config, lambda _: None)
 
 
 def test_start_round_trips_through_tensors(started):

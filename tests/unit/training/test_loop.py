@@ -13,8 +13,9 @@ from serving.bundle import InputSpec
 from training import loop
 from training.checkpoint import CheckpointError, load_tensors, save_tensors
 from training.config import TrainingConfig
+from training.divergence import DivergedError
 from training.history import History
-from training.loop import CHECKPOINT_FILE, DivergedError, train
+from training.loop import CHECKPOINT_FILE, train
 from training.schedule import batches, epoch_generator
 
 SPEC = InputSpec(dtype="uint8", shape=(4, 4), meaning="image")
@@ -77,6 +78,19 @@ def test_history_past_the_checkpoint_is_dropped(rows, tmp_path):
     assert resumed.history[2]["bound"] != 0.0
 
 
+def test_seconds_add_up_over_resumptions(rows, tmp_path):
+    first = train(config(epochs=2), rows, SPEC, directory=tmp_path)
+    second = train(config(), rows, SPEC, directory=tmp_path, resume=True)
+    assert 0 < first.seconds < second.seconds
+    again = train(config(), rows, SPEC, directory=tmp_path, resume=True)
+    assert again.seconds == second.seconds, "a run that is done has nothing to add"
+
+
+def test_rows_without_any_scale_start_epsilon_at_one(rows):
+    model = train(config(epochs=0, epsilon_x="auto"), torch.zeros_like(rows), SPEC).model
+    assert model.first_epsilon_x == 1
+
+
 def test_seed_decides_everything(rows):
     assert_same(weights(train(config(), rows, SPEC)), weights(train(config(), rows, SPEC)))
     other = weights(train(config(seed=1), rows, SPEC))
@@ -136,6 +150,25 @@ def test_a_non_finite_loss_or_a_collapse_rolls_back_and_says_so(rows, monkeypatc
     assert run.rate_scale == 0.5
     assert any("rolled back" in message and "epoch 2" in message for message in said)
     assert run.history[2]["learning_rate"] == pytest.approx(5e-4)
+
+
+def test_a_second_rollback_of_the_same_epoch_finds_the_good_state_again(rows, monkeypatch):
+    """Training after a rollback must not write into the state that is kept for the next."""
+    real = loop._train_epoch
+    seen = []
+
+    def poisoned(run, *arguments):
+        if run.epoch == 2:
+            seen.append(weights(run))
+        record = real(run, *arguments)
+        return record | {"bound": math.nan} if run.epoch == 2 and len(seen) < 3 else record
+
+    monkeypatch.setattr(loop, "_train_epoch", poisoned)
+    assert train(config(), rows, SPEC).rollbacks == 2
+    assert len(seen) == 3
+    assert any(name.endswith("exp_avg") for name in seen[0])
+    assert_same(seen[0], seen[1])
+    assert_same(seen[0], seen[2])
 
 
 def test_non_finite_parameters_are_noticed_even_if_the_bound_is_finite(rows, monkeypatch):

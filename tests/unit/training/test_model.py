@@ -13,7 +13,7 @@ from serving.bundle import InputSpec
 from training.config import TrainingConfig
 from training.model import Baseline, Encoding, NVISAModel
 from training.precision import matrix_products
-from training.step import batch_objective, row_bounds
+from training.step import BLOCK_VALUES, batch_objective, row_bounds, rows_at_once
 
 K, L, WIDTH, NOISE = 3, 2, 4, 0.3
 
@@ -176,6 +176,25 @@ def test_x_given_z_undoes_preprocessing():
     model.x_mean.weight.data.zero_()
     model.x_mean.bias.data.copy_(standard[7])
     torch.testing.assert_close(model.x_given_z(torch.zeros(1, L))[0], x[7], rtol=1e-4, atol=1e-4)
+
+
+def test_a_constant_column_keeps_its_scale_though_its_std_is_rounding():
+    spec = InputSpec(dtype="float32", shape=(2,), meaning="features")
+    model = NVISAModel(TrainingConfig(n_clusters=K, latent_dim=L, hidden_sizes=(8,)), spec)
+    x = torch.stack([torch.full((1797,), 0.1), torch.randn(1797)], 1).double()
+    mean, std = x.mean(0), x.std(0, correction=0)
+    std[0] += 1e-17  # what another order of summation leaves
+    model.standardise_as(mean, std)
+    assert model.scale[0] == 1
+    assert model.preprocess(torch.tensor([[0.2, 0.0]]))[0, 0].item() == pytest.approx(0.1)
+
+
+def test_rows_at_once_counts_the_widest_layer():
+    model = small_model()
+    assert rows_at_once(model, 2) == BLOCK_VALUES // (2 * K * 16)
+    config = TrainingConfig(n_clusters=K, latent_dim=L, hidden_sizes=(64,))
+    narrow = NVISAModel(config, InputSpec(dtype="float32", shape=(2,), meaning="features"))
+    assert rows_at_once(narrow, 2) == BLOCK_VALUES // (2 * K * 64), "hidden layers outgrow narrow rows"
 
 
 def test_low_precision_touches_no_density():

@@ -126,7 +126,7 @@ def test_the_table_shows_every_number_and_stays_narrow():
     )
     text = str(scores)
     assert "ACC               0.9877" in text
-    assert "empty clusters    0\n" in text
+    assert "empty clusters    1 (0)\n" in text
     assert " 99: 99,000" in text
     assert max(map(len, text.splitlines())) <= 80
 

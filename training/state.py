@@ -1,0 +1,121 @@
+"""One run's state: everything that changes while it trains, and its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.checkpoint import CheckpointError, load_tensors, save_tensors
+from training.config import TrainingConfig
+from training.history import History
+from training.initialise import Start
+from training.model import Baseline, NVISAModel
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+
+@dataclass
+class Run:
+    """One run: everything that changes while it trains.
+
+    Attributes
+    ----------
+    epoch
+        Epochs done.
+    rate_scale
+        Factor on the learning rate, halved at each rollback.
+    rollbacks
+        Rollbacks so far.
+    score
+        The label-free selection score (`training.selection.warm_bound`), once it was taken.
+    start
+        The AE+GMM mixture, with initialisation ``gmm``.
+    seconds
+        Wall-clock time spent on it so far, by all the processes it took.
+    """
+
+    model: NVISAModel
+    baseline: Baseline | None
+    optimiser: torch.optim.Adam
+    start: Start | None = None
+    epoch: int = 0
+    rate_scale: float = 1.0
+    rollbacks: int = 0
+    score: float | None = None
+    seconds: float = 0.0
+    history: History = field(default_factory=History)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is needed to go on: parameters, buffers, Adam's moments."""
+        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.baseline is not None:
+            found |= {f"baseline.{name}": value for name, value in self.baseline.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            found |= {f"adam.{index}.{name}": value for name, value in state.items()}
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take `tensors` back, in place."""
+        self.model.load_state_dict(_under(tensors, "model."))
+        if self.baseline is not None:
+            self.baseline.load_state_dict(_under(tensors, "baseline."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, "adam.").items():
+            index, key = name.split(".")
+            # Adam takes tensors as they are, and a rollback may need these a second time.
+            moments.setdefault(int(index), {})[key] = value.clone()
+        state = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+
+
+def save_run(run: Run, path: Path, config: TrainingConfig) -> None:
+    """Write the history beside ``path``, then the checkpoint: a history may be ahead of it, never behind."""
+    tensors = run.tensors()
+    if run.start is not None:
+        tensors |= {f"start.{name}": value for name, value in run.start.tensors().items()}
+    meta = {
+        "config": config.digest(),
+        "seed": config.seed,
+        "epoch": run.epoch,
+        "rate_scale": run.rate_scale,
+        "rollbacks": run.rollbacks,
+        "score": run.score,
+        "seconds": run.seconds,
+    }
+    run.history.write(path.parent)
+    save_tensors(path, tensors, meta)
+
+
+def restore_run(run: Run, path: Path, config: TrainingConfig) -> None:
+    """Bring a freshly built run to where the checkpoint ``path`` was written.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged, of other hyper-parameters, or past the epochs asked for.
+    """
+    tensors, meta = load_tensors(path)
+    if (meta["config"], meta["seed"]) != (config.digest(), config.seed):
+        raise CheckpointError(
+            f"{path} was made with other hyper-parameters: resume with those it was started with, "
+            "or fit into another directory"
+        )
+    if meta["epoch"] > config.total_epochs:
+        raise CheckpointError(
+            f"{path} is at epoch {meta['epoch']}, past the {config.total_epochs} asked for: "
+            "ask for more epochs"
+        )
+    run.load(tensors)
+    if start := _under(tensors, "start."):
+        run.start = Start.from_tensors(start)
+    run.epoch, run.rate_scale = meta["epoch"], meta["rate_scale"]
+    run.rollbacks, run.score, run.seconds = meta["rollbacks"], meta["score"], meta["seconds"]
+    run.history = History.read(path.parent, run.epoch)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
