@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -168,7 +169,8 @@ def _fit_mixture(codes: np.ndarray, config: TrainingConfig) -> GaussianMixture:
         reg_covar=1e-6 * float(codes.var()) + 1e-12,
         random_state=config.seed,
     )
-    with warnings.catch_warnings():
+    # The caller may have scikit-learn's array API switched on, which has no k-means start of a mixture.
+    with warnings.catch_warnings(), config_context(array_api_dispatch=False):
         # A start that has not settled in 100 steps is still a start; the likelihood ranks it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return mixture.fit(codes[np.sort(chosen)])

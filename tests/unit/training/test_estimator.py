@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -27,6 +31,18 @@ QUICK = {
 @parametrize_with_checks([NVISA(**QUICK)])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
+
+
+def test_the_check_that_needs_the_array_api_switched_on():
+    """scikit-learn skips `check_array_api_input` unless this variable is there when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "check_array_api_input"],
+        env=os.environ | {"SCIPY_ARRAY_API": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
 
 
 @pytest.fixture(scope="module")
