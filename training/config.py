@@ -27,7 +27,11 @@ class TrainingConfig(BaseModel):
     )
     likelihood: Literal["gaussian", "bernoulli"] = Field("gaussian", description="p(x|z)")
     mean_field: bool = Field(False, description="q(z|x) in place of q(z|y,x)")
-    network: Literal["mlp"] = Field("mlp", description="kind of hidden layers")
+    network: Literal["mlp", "conv"] = Field(
+        "mlp",
+        description="the encoder's hidden layers: mlp, or conv, residual convolutions under the last of "
+        "hidden_sizes (images only)",
+    )
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (500, 500), min_length=1, description="widths of the hidden layers of encoder and decoder"
     )
@@ -61,12 +65,25 @@ class TrainingConfig(BaseModel):
     epsilon_factor: float = Field(0.5, gt=0, le=1, description="factor of both bounds a stage")
     epsilon_every: int = Field(100, ge=1, description="length of an annealing stage in epochs")
     epsilon_floor: float = Field(1e-4, gt=0, description="least ε, as a share of the first")
-    initialisation: Literal["gmm", "random"] = Field(
-        "random", description="gmm: autoencoder of the same networks, Gaussian mixture on its latent space"
+    initialisation: Literal["umap", "gmm", "random"] = Field(
+        "random",
+        description="umap: Gaussian mixture on a UMAP embedding of the principal components; gmm: on the "
+        "latent space of an autoencoder of the same networks",
     )
-    pretrain_epochs: int = Field(50, ge=1, description="epochs of the autoencoder (gmm)")
+    n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph (umap)")
+    pretrain_epochs: int = Field(
+        50, ge=1, description="epochs of the autoencoder (gmm), or with the start's clusters given (umap)"
+    )
     gmm_starts: int = Field(
-        10, ge=1, description="starts of the Gaussian mixture, best likelihood kept (gmm)"
+        10, ge=1, description="starts of the Gaussian mixture, best likelihood kept (umap, gmm)"
+    )
+    anchor: float = Field(
+        0.0,
+        ge=0,
+        description="nats a row for q(y|x) to keep the clusters it gave at the start of an annealing stage",
+    )
+    augment: bool = Field(
+        False, description="anchor q(y|x) on slightly shifted, turned and scaled images, not on the rows"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
     restarts: int = Field(1, ge=1, description="independent runs; one is chosen without labels")

@@ -33,7 +33,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
     epochs
         Epochs of joint training; ``None`` for the annealing schedule's own length.
     initialisation
-        ``"gmm"``: autoencoder and Gaussian mixture; ``"random"``.
+        ``"umap"``: Gaussian mixture on a UMAP embedding; ``"gmm"``: on an autoencoder's codes; ``"random"``.
     epsilon_x
         First lower bound of the std of p(x|z), in units of the preprocessed data, or ``"auto"``.
     random_state
@@ -88,8 +88,11 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         epsilon_every: int = 20,
         epsilon_floor: float = 0.0625,
         initialisation: str = "gmm",
+        n_neighbors: int = 20,
         pretrain_epochs: int = 50,
         gmm_starts: int = 10,
+        anchor: float = 0.0,
+        augment: bool = False,
         restarts: int = 1,
         device: str = "auto",
         precision: str = "auto",
@@ -117,8 +120,11 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.epsilon_every = epsilon_every
         self.epsilon_floor = epsilon_floor
         self.initialisation = initialisation
+        self.n_neighbors = n_neighbors
         self.pretrain_epochs = pretrain_epochs
         self.gmm_starts = gmm_starts
+        self.anchor = anchor
+        self.augment = augment
         self.restarts = restarts
         self.device = device
         self.precision = precision

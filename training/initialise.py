@@ -1,80 +1,91 @@
-"""Where a run starts: at random, or from an autoencoder and a Gaussian mixture (paper §III-B)."""
+"""Where a run starts: from a UMAP embedding, or an autoencoder (paper §III-B), and a Gaussian mixture."""
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
-from sklearn import config_context
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.agreement import agree
 from training.config import TrainingConfig
 from training.divergence import DivergedError
+from training.embedding import EMBEDDED_ROWS, responsibilities
+from training.mixture import fit_mixture
 from training.model import NVISAModel
 from training.networks import NEGATIVE_SLOPE
 from training.precision import matrix_products
 from training.schedule import batches, epoch_generator
 
-GMM_ROWS = 20_000
 DISTILL_ROWS = 50_000
 DISTILL_STEPS = 200
 DISTILL_PENALTY = 1e-4
 # Std of p(z|y) at its initial parameters, SoftPlus(0) + 1: the autoencoder's latent space is scaled so
 # that the mixture's components are as wide as the prior's.
 PRIOR_STD = 1.0 + float(np.log(2.0))
-_MIXTURE = ("weights", "means", "precisions_cholesky")
 _ENCODER = ("encoder.", "z_from_x.", "z_mean.")
+_ASSIGNER = ("encoder.", "y_head.")
 
 
 @dataclass(frozen=True)
-class Start:
-    """The autoencoder's encoder and the Gaussian mixture on its codes: the AE+GMM baseline (Table I).
-
-    Attributes
-    ----------
-    weights, means, precisions_cholesky
-        Mixture of K full-covariance components over z, as scikit-learn holds them.
-    encoder
-        Parameters of the pretrained encoder, by their names in the model.
-    """
+class Mixture:
+    """A Gaussian mixture's parameters, as scikit-learn holds them."""
 
     weights: np.ndarray
     means: np.ndarray
     precisions_cholesky: np.ndarray
-    encoder: dict[str, Tensor]
 
-    def predict(self, model: NVISAModel, x: np.ndarray) -> np.ndarray:
-        """Component of each raw row, ``(n, *shape) -> (n,)``; ``model`` lends its architecture only."""
-        pretrained = copy.deepcopy(model)
-        pretrained.load_state_dict(self.encoder, strict=False)
-        rows = torch.from_numpy(np.ascontiguousarray(x)).to(pretrained.shift.device)
-        return np.asarray(self.mixture().predict(encode_rows(pretrained, rows)))
-
-    def mixture(self) -> GaussianMixture:
+    def fitted(self) -> GaussianMixture:
         """The mixture as a scikit-learn object."""
         mixture = GaussianMixture(len(self.weights))
         mixture.weights_, mixture.means_ = self.weights, self.means
         mixture.precisions_cholesky_ = self.precisions_cholesky
         return mixture
 
+
+@dataclass(frozen=True)
+class Start:
+    """What a run started from, able to assign rows by itself: the baseline of joint training.
+
+    Attributes
+    ----------
+    encoder
+        Parameters of the pretrained encoder, by their names in the model.
+    mixture
+        AE+GMM (Table I): the mixture of K full-covariance components on its codes. ``None`` for umap, where
+        the pretrained q(y|x) itself assigns.
+    """
+
+    encoder: dict[str, Tensor]
+    mixture: Mixture | None = None
+
+    def predict(self, model: NVISAModel, x: np.ndarray) -> np.ndarray:
+        """Component of each raw row, ``(n, *shape) -> (n,)``; ``model`` lends its architecture only."""
+        pretrained = copy.deepcopy(model)
+        pretrained.load_state_dict(self.encoder, strict=False)
+        rows = torch.from_numpy(np.ascontiguousarray(x)).to(pretrained.shift.device)
+        if self.mixture is None:
+            return assign_rows(pretrained, rows).cpu().numpy()
+        return np.asarray(self.mixture.fitted().predict(encode_rows(pretrained, rows)))
+
     def tensors(self) -> dict[str, Tensor]:
         """As tensors, for a checkpoint."""
-        mixture = {name: torch.as_tensor(getattr(self, name)) for name in _MIXTURE}
+        parts = {} if self.mixture is None else vars(self.mixture)
+        mixture = {name: torch.as_tensor(value) for name, value in parts.items()}
         return mixture | {f"encoder.{name}": value for name, value in self.encoder.items()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
         """Back from `tensors`."""
         encoder = {n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")}
-        return cls(**{name: tensors[name].numpy() for name in _MIXTURE}, encoder=encoder)
+        mixture = {n: t.numpy() for n, t in tensors.items() if not n.startswith("encoder.")}
+        return cls(encoder, Mixture(**mixture) if mixture else None)
 
 
 def latent_code(model: NVISAModel, x: Tensor) -> Tensor:
@@ -109,7 +120,7 @@ def initialise_gmm(
     codes = encode_rows(model, rows)
     if not np.isfinite(codes).all():
         raise DivergedError("the autoencoder's codes are not finite: lower learning_rate")
-    mixture = _fit_mixture(codes, config)
+    mixture = fit_mixture(codes, config.n_clusters, config.gmm_starts, config.seed)
     # A factor on the code and its inverse on the decoder change nothing but the units of z.
     variances = np.diagonal(mixture.covariances_, axis1=1, axis2=2)
     factor = PRIOR_STD / float(np.sqrt(np.average(variances, axis=0, weights=mixture.weights_).mean()))
@@ -120,14 +131,34 @@ def initialise_gmm(
         model.prior_mean.copy_(torch.as_tensor(mixture.means_ * factor))
         if model.z_from_y is not None:
             model.z_from_y.zero_()
-    start = Start(
-        weights=mixture.weights_,
-        means=mixture.means_ * factor,
-        precisions_cholesky=mixture.precisions_cholesky_ / factor,
-        encoder={k: v.cpu().clone() for k, v in model.state_dict().items() if k.startswith(_ENCODER)},
-    )
-    _distill(model, rows, start, config)
-    return start
+    scaled = Mixture(mixture.weights_, mixture.means_ * factor, mixture.precisions_cholesky_ / factor)
+    _distill(model, rows, scaled)
+    return Start(_parameters(model, _ENCODER), scaled)
+
+
+def initialise_umap(
+    model: NVISAModel, rows: Tensor, config: TrainingConfig, say: Callable[[str], None]
+) -> Start:
+    """Cluster a UMAP embedding of the rows, and train the model with those clusters given.
+
+    At most 70,000 evenly spread rows are embedded; see `training.embedding` and `training.agreement`.
+    Parameters and errors as for `initialise_gmm`.
+    """
+    chosen = rows[:: -(-len(rows) // EMBEDDED_ROWS)]
+    flat = torch.cat([model.preprocess(part).cpu() for part in chosen.split(8192)]).numpy()
+    clusters = torch.as_tensor(responsibilities(flat, config, say).argmax(1), device=rows.device)
+    agree(model, chosen, clusters, config, say)
+    return Start(_parameters(model, _ASSIGNER))
+
+
+@torch.no_grad()
+def assign_rows(model: NVISAModel, rows: Tensor, batch: int = 8192) -> Tensor:
+    """Most probable cluster of raw rows under q(y|x): ``(n, *shape) -> (n,)``, int64."""
+    return torch.cat([model(part).argmax(1) for part in rows.split(batch)])
+
+
+def _parameters(model: NVISAModel, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: v.cpu().clone() for name, v in model.state_dict().items() if name.startswith(prefixes)}
 
 
 def encode_rows(model: NVISAModel, rows: Tensor, batch: int = 8192) -> np.ndarray:
@@ -161,25 +192,10 @@ def _pretrain(model: NVISAModel, rows: Tensor, config: TrainingConfig, say: Call
     model.zero_grad(set_to_none=True)
 
 
-def _fit_mixture(codes: np.ndarray, config: TrainingConfig) -> GaussianMixture:
-    chosen = np.random.default_rng(config.seed).permutation(len(codes))[:GMM_ROWS]
-    mixture = GaussianMixture(
-        config.n_clusters,
-        n_init=config.gmm_starts,
-        reg_covar=1e-6 * float(codes.var()) + 1e-12,
-        random_state=config.seed,
-    )
-    # The caller may have scikit-learn's array API switched on, which has no k-means start of a mixture.
-    with warnings.catch_warnings(), config_context(array_api_dispatch=False):
-        # A start that has not settled in 100 steps is still a start; the likelihood ranks it.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return mixture.fit(codes[np.sort(chosen)])
-
-
-def _distill(model: NVISAModel, rows: Tensor, start: Start, config: TrainingConfig) -> None:
+def _distill(model: NVISAModel, rows: Tensor, mixture: Mixture) -> None:
     """Fit q(y|x)'s head to the mixture's responsibilities on the frozen encoder."""
     rows = rows[:: -(-len(rows) // DISTILL_ROWS)]
-    responsibilities = torch.as_tensor(start.mixture().predict_proba(encode_rows(model, rows))).float()
+    responsibilities = torch.as_tensor(mixture.fitted().predict_proba(encode_rows(model, rows))).float()
     responsibilities = responsibilities.to(rows.device)
     with torch.no_grad():
         hidden = torch.cat([model.encoder(model.preprocess(part)) for part in rows.split(8192)])

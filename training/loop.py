@@ -15,7 +15,7 @@ from serving.bundle import InputSpec
 from training.annealing import halving
 from training.config import TrainingConfig
 from training.divergence import DivergedError, trouble
-from training.initialise import initialise_gmm
+from training.initialise import assign_rows, initialise_gmm, initialise_umap
 from training.model import Baseline, NVISAModel
 from training.precision import matrix_products
 from training.schedule import batches, epoch_generator
@@ -127,8 +127,8 @@ def _build(config: TrainingConfig, rows: Tensor, spec: InputSpec) -> Run:
         baseline.to(rows.device)
     modules: list[nn.Module] = [model] if baseline is None else [model, baseline]
     named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
-    matrices = [p for name, p in named if _is_matrix(name)]
-    others = [p for name, p in named if not _is_matrix(name)]
+    matrices = [p for name, p in named if _is_matrix(name, p)]
+    others = [p for name, p in named if not _is_matrix(name, p)]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others},
@@ -137,9 +137,14 @@ def _build(config: TrainingConfig, rows: Tensor, spec: InputSpec) -> Run:
     return Run(model, baseline, optimiser)
 
 
-def _is_matrix(name: str) -> bool:
-    """Whether weight decay applies: weight matrices only, neither biases nor the prior."""
-    return name.endswith("weight") or name == "z_from_y"
+def _has_clusters(run: Run, config: TrainingConfig) -> bool:
+    """Whether q(y|x) says anything yet; a random start does not."""
+    return run.epoch > 0 or config.initialisation != "random"
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: weights of layers only, neither biases, norms nor the prior."""
+    return (name.endswith("weight") and parameter.ndim > 1) or name == "z_from_y"
 
 
 def _first_epsilon(model: NVISAModel, rows: Tensor, config: TrainingConfig) -> float:
@@ -154,6 +159,8 @@ def _first_epsilon(model: NVISAModel, rows: Tensor, config: TrainingConfig) -> f
 def _initialise(run: Run, rows: Tensor, config: TrainingConfig, say: Say) -> None:
     if config.initialisation == "gmm":
         run.start = initialise_gmm(run.model, rows, config, say)
+    elif config.initialisation == "umap":
+        run.start = initialise_umap(run.model, rows, config, say)
 
 
 def _train_epoch(run: Run, rows: Tensor, config: TrainingConfig) -> dict[str, Any]:
@@ -167,6 +174,8 @@ def _train_epoch(run: Run, rows: Tensor, config: TrainingConfig) -> dict[str, An
     )
     for group in run.optimiser.param_groups:
         group["lr"] = rate
+    if config.anchor > 0 and run.epoch % config.epsilon_every == 0 and _has_clusters(run, config):
+        run.anchors = assign_rows(run.model, rows)
     generator = epoch_generator(config.seed, run.epoch, rows.device)
     bound = torch.zeros((), device=rows.device, dtype=torch.float64)
     usage = torch.zeros(config.n_clusters, device=rows.device)
@@ -174,7 +183,8 @@ def _train_epoch(run: Run, rows: Tensor, config: TrainingConfig) -> dict[str, An
     for index in batches(len(rows), config.batch_size, generator):
         x = run.model.preprocess(rows[index], generator)
         with matrix_products(rows.device, config.precision):
-            step = batch_objective(run.model, run.baseline, x, config, generator)
+            anchors = run.anchors[index] if run.anchors is not None else None
+            step = batch_objective(run.model, run.baseline, x, config, generator, anchors)
         run.optimiser.zero_grad()
         (-step.objective.surrogate.mean()).backward()
         run.optimiser.step()

@@ -20,7 +20,7 @@ from training.densities import (
     gaussian_log_likelihood,
     normal_log_density,
 )
-from training.networks import NEGATIVE_SLOPE, TRUNKS, Head, dense, mlp
+from training.networks import ENCODERS, NEGATIVE_SLOPE, Head, dense, mlp
 
 GREY_LEVELS = 256
 
@@ -58,8 +58,7 @@ class NVISAModel(nn.Module):
         self.spec = spec
         self.likelihood = config.likelihood
         width, n_clusters, latent = spec.row_size, config.n_clusters, config.latent_dim
-        trunk = TRUNKS[config.network]
-        self.encoder = trunk(width, config.hidden_sizes)
+        self.encoder = ENCODERS[config.network](spec, config.hidden_sizes)
         hidden = self.encoder.out_features
         self.y_head = Head(hidden, n_clusters)
         self.z_from_x = dense(hidden, hidden)
@@ -70,7 +69,7 @@ class NVISAModel(nn.Module):
         self.z_raw_std = Head(hidden, latent)
         self.prior_mean = nn.Parameter(torch.randn(n_clusters, latent))
         self.prior_raw_std = nn.Parameter(torch.zeros(n_clusters, latent))
-        self.decoder = trunk(latent, config.hidden_sizes[::-1])
+        self.decoder = mlp(latent, config.hidden_sizes[::-1])
         self.x_mean = Head(self.decoder.out_features, width)
         self.x_raw_std = Head(self.decoder.out_features, width) if config.likelihood == "gaussian" else None
         self.register_buffer("shift", torch.zeros(width))

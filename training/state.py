@@ -33,7 +33,9 @@ class Run:
     score
         The label-free selection score (`training.selection.warm_bound`), once it was taken.
     start
-        The AE+GMM mixture, with initialisation ``gmm``.
+        What the run started from, if not at random.
+    anchors
+        int64 ``(n,)``: clusters of the rows at the start of the present stage, while they are anchored.
     seconds
         Wall-clock time spent on it so far, by all the processes it took.
     """
@@ -42,6 +44,7 @@ class Run:
     baseline: Baseline | None
     optimiser: torch.optim.Adam
     start: Start | None = None
+    anchors: Tensor | None = None
     epoch: int = 0
     rate_scale: float = 1.0
     rollbacks: int = 0
@@ -77,6 +80,8 @@ def save_run(run: Run, path: Path, config: TrainingConfig) -> None:
     tensors = run.tensors()
     if run.start is not None:
         tensors |= {f"start.{name}": value for name, value in run.start.tensors().items()}
+    if run.anchors is not None:
+        tensors["anchors"] = run.anchors
     meta = {
         "config": config.digest(),
         "seed": config.seed,
@@ -112,6 +117,8 @@ def restore_run(run: Run, path: Path, config: TrainingConfig) -> None:
     run.load(tensors)
     if start := _under(tensors, "start."):
         run.start = Start.from_tensors(start)
+    if (anchors := tensors.get("anchors")) is not None:
+        run.anchors = anchors.to(run.model.shift.device)
     run.epoch, run.rate_scale = meta["epoch"], meta["rate_scale"]
     run.rollbacks, run.score, run.seconds = meta["rollbacks"], meta["score"], meta["seconds"]
     run.history = History.read(path.parent, run.epoch)

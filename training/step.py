@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from training.agreement import anchor_loss
 from training.config import TrainingConfig
 from training.densities import normal_log_density, sample_categorical, sample_normal
-from training.model import Baseline, NVISAModel
+from training.model import Baseline, Encoding, NVISAModel
 from training.objectives import Objective, enumerated_elbo, nvil, vimco
 
 BLOCK_VALUES = 2**25
@@ -29,17 +30,36 @@ def batch_objective(
     x: Tensor,
     config: TrainingConfig,
     generator: torch.Generator,
+    anchors: Tensor | None = None,
 ) -> Step:
     """Objective of preprocessed rows ``x (B, D)`` (paper eqs. 5 to 7).
 
     For VIMCO and NVIL both y and z are detached, so that the score function covers log q(y, z | x). With
     ``pathwise_z`` the gradient reaches z's distribution through z itself, and the score covers y alone; the
     leave-one-out term does not depend on sample m's noise, so the estimator stays unbiased.
+
+    With ``anchors``, int64 ``(B,)``, the surrogate also asks q(y|x) to keep these clusters, with weight
+    ``config.anchor``; the bound reported is without that.
     """
     encoding = model.encode(x)
     mean_q_y = encoding.log_q_y.detach().exp().mean(0)
+    objective = _estimate(model, baseline, x, encoding, config, generator)
+    if anchors is not None:
+        anchor = anchor_loss(model, encoding, x, anchors, config, generator)
+        objective = objective._replace(surrogate=objective.surrogate - config.anchor * anchor)
+    return Step(objective, mean_q_y)
+
+
+def _estimate(
+    model: NVISAModel,
+    baseline: Baseline | None,
+    x: Tensor,
+    encoding: Encoding,
+    config: TrainingConfig,
+    generator: torch.Generator,
+) -> Objective:
     if config.objective == "elbo":
-        return Step(_enumerated(model, x, encoding.log_q_y, encoding.hidden, config, generator), mean_q_y)
+        return _enumerated(model, x, encoding.log_q_y, encoding.hidden, config, generator)
     y = sample_categorical(encoding.log_q_y, config.n_samples, generator)
     mean, std = model.q_z(encoding.hidden, y)
     z = sample_normal(mean, std, generator)
@@ -50,8 +70,8 @@ def batch_objective(
     log_weights = model.log_joint(x, y, z) - log_q
     if config.objective == "nvil":
         assert baseline is not None
-        return Step(nvil(log_weights, log_q, baseline(x)), mean_q_y)
-    return Step(vimco(log_weights, log_q_y if config.pathwise_z else log_q), mean_q_y)
+        return nvil(log_weights, log_q, baseline(x))
+    return vimco(log_weights, log_q_y if config.pathwise_z else log_q)
 
 
 def _enumerated(

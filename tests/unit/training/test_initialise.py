@@ -43,11 +43,11 @@ def test_mixture_finds_the_blobs_and_q_of_y_agrees_with_it(started):
 def test_prior_stands_where_the_mixture_does_and_is_as_wide(started):
     model, rows, start, _, _ = started
     torch.testing.assert_close(
-        model.prior_mean.detach().double(), torch.from_numpy(start.means), rtol=1e-5, atol=1e-5
+        model.prior_mean.detach().double(), torch.from_numpy(start.mixture.means), rtol=1e-5, atol=1e-5
     )
     codes = encode_rows(model, rows)
     within = np.concatenate(
-        [codes[start.predict(model, rows.numpy()) == k] - start.means[k] for k in range(3)]
+        [codes[start.predict(model, rows.numpy()) == k] - start.mixture.means[k] for k in range(3)]
     )
     assert np.sqrt(np.square(within).mean()) == pytest.approx(PRIOR_STD, rel=0.15)
 

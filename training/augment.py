@@ -1,0 +1,73 @@
+"""Small random affine maps of images: a cluster should survive them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from serving.bundle import InputSpec
+
+TURN = math.radians(10)
+LOG_SCALE = 0.1
+SHEAR = 0.14
+SHIFT = 1 / 7  # of half the image: two pixels of MNIST's 28
+
+
+def channels_first(spec: InputSpec) -> tuple[int, int, int]:
+    """(channels, height, width) of an image row; the shorter of first and last axis holds the channels.
+
+    Raises
+    ------
+    ValueError
+        If rows are not images.
+    """
+    if spec.meaning != "image" or len(spec.shape) not in (2, 3):
+        raise ValueError(f"rows of {spec.dtype} {spec.shape} are no images: use network=mlp, augment=false")
+    if len(spec.shape) == 2:
+        return 1, *spec.shape
+    first, middle, last = spec.shape
+    return (last, first, middle) if last <= first else (first, middle, last)
+
+
+def to_images(x: Tensor, spec: InputSpec) -> Tensor:
+    """Flattened rows ``(B, D)`` -> ``(B, channels, height, width)``."""
+    channels, height, width = channels_first(spec)
+    if len(spec.shape) == 3 and spec.shape[-1] == channels and spec.shape[0] == height:
+        return x.unflatten(1, (height, width, channels)).movedim(-1, 1)
+    return x.unflatten(1, (channels, height, width))
+
+
+def to_rows(images: Tensor, spec: InputSpec) -> Tensor:
+    """Back from `to_images`."""
+    channels, height, _ = channels_first(spec)
+    if len(spec.shape) == 3 and spec.shape[-1] == channels and spec.shape[0] == height:
+        images = images.movedim(1, -1)
+    return images.flatten(1)
+
+
+def affine(x: Tensor, spec: InputSpec, generator: torch.Generator) -> Tensor:
+    """Each image turned by up to 10°, scaled by up to 10 %, sheared and shifted, uniformly at random.
+
+    Parameters
+    ----------
+    x
+        Preprocessed rows ``(B, D)``. What comes in from outside the image is 0.
+    """
+    images = to_images(x, spec)
+    turn, wide, high, shear, right, down = (
+        torch.empty((6, len(x)), device=x.device).uniform_(-1, 1, generator=generator).unbind()
+    )
+    cos, sin = (TURN * turn).cos(), (TURN * turn).sin()
+    wide, high, shear = (LOG_SCALE * wide).exp(), (LOG_SCALE * high).exp(), SHEAR * shear
+    maps = torch.stack(
+        [
+            torch.stack([cos * wide, shear * cos - sin * high, SHIFT * right], -1),
+            torch.stack([sin * wide, shear * sin + cos * high, SHIFT * down], -1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return to_rows(F.grid_sample(images, grid, align_corners=False), spec)
