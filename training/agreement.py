@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.augment import affine
+from training.augment import affine, augments
 from training.config import TrainingConfig
 from training.densities import normal_log_density, sample_normal
 from training.divergence import DivergedError
@@ -30,19 +30,27 @@ def anchor_loss(
     clusters: Tensor,
     config: TrainingConfig,
     generator: torch.Generator,
+    *,
+    changed_only: bool = False,
 ) -> Tensor:
-    """``-log q(y|x')`` at given clusters, in nats a row: x' is ``x (B, D)``, or a slight affine map of it.
+    """``-log q(y|x)`` at given clusters, nats a row; with ``augment``, its mean with that of ``x`` changed.
 
     Parameters
     ----------
     encoding
-        Of ``x``; used where the image is not changed.
+        Of ``x (B, D)``.
     clusters
         int64 ``(B,)``.
+    changed_only
+        With ``augment``, leave the rows as they are out. While clusters are learned, that keeps their errors
+        from being learned by heart. Not while the bound pulls at q(y|x): a network can tell a row from its
+        changed self, and would keep the clusters of the latter alone.
     """
-    if config.augment:
-        encoding = model.encode(affine(x, model.spec, generator))
-    return F.nll_loss(encoding.log_q_y, clusters, reduction="none")
+    if not augments(config.augment, model.spec):
+        return F.nll_loss(encoding.log_q_y, clusters, reduction="none")
+    changed = model.encode(affine(x, model.spec, generator))
+    loss = F.nll_loss(changed.log_q_y, clusters, reduction="none")
+    return loss if changed_only else (loss + F.nll_loss(encoding.log_q_y, clusters, reduction="none")) / 2
 
 
 def agree(
@@ -83,7 +91,7 @@ def agree(
                 mean, std = model.q_z(encoding.hidden, y.unsqueeze(0))
                 z = sample_normal(mean, std, generator)
                 bound = model.log_joint(x, y.unsqueeze(0), z) - normal_log_density(z, mean, std)
-                anchor = anchor_loss(model, encoding, x, y, config, generator)
+                anchor = anchor_loss(model, encoding, x, y, config, generator, changed_only=True)
                 loss = (WEIGHT * anchor - bound.squeeze(0)).mean()
             optimiser.zero_grad()
             loss.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ TURN = math.radians(10)
 LOG_SCALE = 0.1
 SHEAR = 0.14
 SHIFT = 1 / 7  # of half the image: two pixels of MNIST's 28
+
+
+def augments(augment: Literal["auto"] | bool, spec: InputSpec) -> bool:
+    """Whether to change rows: as told, or ``"auto"``, where they are images."""
+    return spec.meaning == "image" and len(spec.shape) in (2, 3) if augment == "auto" else augment
 
 
 def channels_first(spec: InputSpec) -> tuple[int, int, int]:

@@ -27,10 +27,14 @@ class TrainingConfig(BaseModel):
     )
     likelihood: Literal["gaussian", "bernoulli"] = Field("gaussian", description="p(x|z)")
     mean_field: bool = Field(False, description="q(z|x) in place of q(z|y,x)")
-    network: Literal["mlp", "conv"] = Field(
+    network: Literal["auto", "mlp", "conv"] = Field(
         "mlp",
         description="the encoder's hidden layers: mlp, or conv, residual convolutions under the last of "
-        "hidden_sizes (images only)",
+        "hidden_sizes (images only); auto: conv for images of at least 16 pixels a side",
+    )
+    decoder: Literal["mlp", "conv"] = Field(
+        "mlp",
+        description="the decoder's hidden layers: mlp, or conv, residual upsampling (images only; slow)",
     )
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (500, 500), min_length=1, description="widths of the hidden layers of encoder and decoder"
@@ -71,6 +75,11 @@ class TrainingConfig(BaseModel):
         "latent space of an autoencoder of the same networks",
     )
     n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph (umap)")
+    embeddings: int = Field(
+        1,
+        ge=1,
+        description="UMAP embeddings; the one whose clusters agree best with the others' is kept (umap)",
+    )
     pretrain_epochs: int = Field(
         50, ge=1, description="epochs of the autoencoder (gmm), or with the start's clusters given (umap)"
     )
@@ -82,8 +91,15 @@ class TrainingConfig(BaseModel):
         ge=0,
         description="nats a row for q(y|x) to keep the clusters it gave at the start of an annealing stage",
     )
-    augment: bool = Field(
-        False, description="anchor q(y|x) on slightly shifted, turned and scaled images, not on the rows"
+    augment: Literal["auto"] | bool = Field(
+        False,
+        description="anchor q(y|x) on slightly shifted, turned and scaled images too (images only); auto: "
+        "where rows are images",
+    )
+    balance: float = Field(
+        0.0,
+        ge=0,
+        description="nats for the entropy of a batch's mean q(y|x): a guard against empty clusters",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
     restarts: int = Field(1, ge=1, description="independent runs; one is chosen without labels")

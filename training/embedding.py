@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 
 from training.config import TrainingConfig
 from training.mixture import fit_mixture
+from training.selection import mean_agreement
 
 COMPONENTS = 50
 DIMENSIONS = 10
@@ -18,13 +19,20 @@ EMBEDDED_ROWS = 70_000
 LEAST_ROWS = DIMENSIONS + 3
 
 
+def components(x: np.ndarray, seed: int) -> np.ndarray:
+    """At most 50 principal components of rows ``(n, D)``: ``(n, min(50, n, D))``."""
+    # The caller may have scikit-learn's array API switched on, which is slower here.
+    with config_context(array_api_dispatch=False):
+        return np.asarray(PCA(min(COMPONENTS, *x.shape), random_state=seed).fit_transform(x))
+
+
 def embed(x: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
-    """UMAP embedding of rows: 50 principal components to 10 dimensions, minimum distance 0.
+    """UMAP embedding of points in 10 dimensions, minimum distance 0.
 
     Parameters
     ----------
     x
-        ``(n, D)`` preprocessed rows.
+        ``(n, D)``, such as principal components.
     n_neighbors
         Neighbours of a row in UMAP's graph; fewer where there are not that many rows.
     seed
@@ -33,16 +41,14 @@ def embed(x: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
     Returns
     -------
     ndarray
-        float64 ``(n, 10)``, or the principal components themselves where ten dimensions are no
-        reduction or the rows are too few for a graph.
+        float64 ``(n, 10)``, or ``x`` itself where ten dimensions are no reduction or the rows are too few
+        for a graph.
     """
+    if x.shape[1] <= DIMENSIONS or len(x) < LEAST_ROWS:
+        return np.asarray(x, np.float64)
     # The caller may have scikit-learn's array API switched on, which UMAP does not know.
     with config_context(array_api_dispatch=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        width = min(COMPONENTS, *x.shape)
-        components = PCA(width, random_state=seed).fit_transform(x)
-        if width <= DIMENSIONS or len(x) < LEAST_ROWS:
-            return np.asarray(components, np.float64)
         from umap import UMAP  # compiles for seconds; only this start needs it
 
         umap = UMAP(
@@ -52,12 +58,24 @@ def embed(x: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
             random_state=seed,
             n_jobs=1,
         )
-        return np.asarray(umap.fit_transform(components), np.float64)
+        return np.asarray(umap.fit_transform(x), np.float64)
 
 
 def responsibilities(x: np.ndarray, config: TrainingConfig, say: Callable[[str], None]) -> np.ndarray:
-    """Clusters of ``x (n, D)`` by PCA, UMAP and the likeliest of several Gaussian mixtures: ``(n, K)``."""
-    embedding = embed(x, config.n_neighbors, config.seed)
-    say(f"umap: {len(x)} rows embedded in {embedding.shape[1]} dimensions")
-    mixture = fit_mixture(embedding, config.n_clusters, config.gmm_starts, config.seed)
-    return np.asarray(mixture.predict_proba(embedding))
+    """Clusters of ``x (n, D)`` by PCA, UMAP and the likeliest of several Gaussian mixtures: ``(n, K)``.
+
+    Of ``config.embeddings`` embeddings, the medoid is taken: likelihoods in different spaces do not compare,
+    and a clustering that the others find too is no accident of its seed.
+    """
+    points = components(x, config.seed)
+    found = []
+    for index in range(config.embeddings):
+        seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0] >> 1)
+        embedding = embed(points, config.n_neighbors, seed)
+        mixture = fit_mixture(embedding, config.n_clusters, config.gmm_starts, seed)
+        found.append(np.asarray(mixture.predict_proba(embedding)))
+        say(f"umap {index + 1}/{config.embeddings}: {len(x)} rows embedded and clustered")
+    agreements = mean_agreement([r.argmax(1) for r in found])
+    if len(found) > 1:
+        say(f"mean agreement with the other embeddings: {', '.join(f'{a:.3f}' for a in agreements)}")
+    return found[int(np.argmax(agreements))]

@@ -72,6 +72,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         likelihood: str = "gaussian",
         mean_field: bool = False,
         network: str = "mlp",
+        decoder: str = "mlp",
         hidden_sizes: tuple[int, ...] = (500, 500),
         latent_dim: int = 10,
         n_importance_samples: int | None = None,
@@ -89,10 +90,12 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         epsilon_floor: float = 0.0625,
         initialisation: str = "gmm",
         n_neighbors: int = 20,
+        embeddings: int = 1,
         pretrain_epochs: int = 50,
         gmm_starts: int = 10,
         anchor: float = 0.0,
-        augment: bool = False,
+        augment: str | bool = False,
+        balance: float = 0.0,
         restarts: int = 1,
         device: str = "auto",
         precision: str = "auto",
@@ -104,6 +107,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.likelihood = likelihood
         self.mean_field = mean_field
         self.network = network
+        self.decoder = decoder
         self.hidden_sizes = hidden_sizes
         self.latent_dim = latent_dim
         self.n_importance_samples = n_importance_samples
@@ -121,10 +125,12 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.epsilon_floor = epsilon_floor
         self.initialisation = initialisation
         self.n_neighbors = n_neighbors
+        self.embeddings = embeddings
         self.pretrain_epochs = pretrain_epochs
         self.gmm_starts = gmm_starts
         self.anchor = anchor
         self.augment = augment
+        self.balance = balance
         self.restarts = restarts
         self.device = device
         self.precision = precision

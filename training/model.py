@@ -20,7 +20,16 @@ from training.densities import (
     gaussian_log_likelihood,
     normal_log_density,
 )
-from training.networks import ENCODERS, NEGATIVE_SLOPE, Head, dense, mlp
+from training.networks import (
+    ENCODERS,
+    NEGATIVE_SLOPE,
+    Head,
+    PixelHead,
+    conv_decoder,
+    dense,
+    mlp,
+    network_for,
+)
 
 GREY_LEVELS = 256
 
@@ -58,7 +67,7 @@ class NVISAModel(nn.Module):
         self.spec = spec
         self.likelihood = config.likelihood
         width, n_clusters, latent = spec.row_size, config.n_clusters, config.latent_dim
-        self.encoder = ENCODERS[config.network](spec, config.hidden_sizes)
+        self.encoder = ENCODERS[network_for(config.network, spec)](spec, config.hidden_sizes)
         hidden = self.encoder.out_features
         self.y_head = Head(hidden, n_clusters)
         self.z_from_x = dense(hidden, hidden)
@@ -69,9 +78,15 @@ class NVISAModel(nn.Module):
         self.z_raw_std = Head(hidden, latent)
         self.prior_mean = nn.Parameter(torch.randn(n_clusters, latent))
         self.prior_raw_std = nn.Parameter(torch.zeros(n_clusters, latent))
-        self.decoder = mlp(latent, config.hidden_sizes[::-1])
-        self.x_mean = Head(self.decoder.out_features, width)
-        self.x_raw_std = Head(self.decoder.out_features, width) if config.likelihood == "gaussian" else None
+        convolves = config.decoder == "conv"
+        self.decoder = conv_decoder(latent, spec) if convolves else mlp(latent, config.hidden_sizes[::-1])
+
+        def head() -> nn.Module:
+            top = self.decoder.out_features
+            return PixelHead(top, spec) if convolves else Head(top, width)
+
+        self.x_mean = head()
+        self.x_raw_std = head() if config.likelihood == "gaussian" else None
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.register_buffer("epsilon_x", torch.tensor(1.0))
@@ -136,10 +151,15 @@ class NVISAModel(nn.Module):
 
     def log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z): ``x (B, D)``, ``z (M, B, L)`` -> ``(M, B)`` in nats."""
-        hidden = self.decoder(z)
+        hidden = self._decode(z)
         if self.x_raw_std is None:
             return bernoulli_log_likelihood(x, self.x_mean(hidden))
         return gaussian_log_likelihood(x, self.x_mean(hidden), self.x_raw_std(hidden), self.epsilon_x)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        """Convolutions know one batch axis only: ``(..., L) -> (..., H)``."""
+        hidden: Tensor = self.decoder(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+        return hidden
 
     def log_joint(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """log p(x, y, z) with p(y) uniform: ``x (B, D)``, ``y (M, B)``, ``z (M, B, L)`` -> ``(M, B)``."""
@@ -147,7 +167,7 @@ class NVISAModel(nn.Module):
 
     def x_given_z(self, z: Tensor) -> Tensor:
         """Mean of p(x|z) in the units of the raw rows: ``(n, L) -> (n, D)``, float32."""
-        mean = self.x_mean(self.decoder(z))
+        mean: Tensor = self.x_mean(self._decode(z))
         if self.likelihood == "bernoulli":
             mean = mean.sigmoid()
             return mean * (GREY_LEVELS - 1) if self.spec.dtype == "uint8" else mean

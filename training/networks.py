@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from serving.bundle import InputSpec
-from training.augment import channels_first, to_images
+from training.augment import channels_first, to_images, to_rows
 
 NEGATIVE_SLOPE = 0.2
 CHANNELS = (16, 32, 64)
 SMALLEST_SIDE = 4
+LEAST_CONV_SIDE = 16
 
 
 class Trunk(nn.Sequential):
@@ -73,6 +74,30 @@ def conv(spec: InputSpec, hidden_sizes: Sequence[int]) -> Trunk:
     return trunk
 
 
+def conv_decoder(latent_dim: int, spec: InputSpec) -> Trunk:
+    """Residual upsampling from z to a map of 16 channels as large as the image, flattened.
+
+    A dense layer to 64 channels at a quarter of the size, then two blocks each followed by a doubling, as in
+    the authors' published VAE examples. `PixelHead` belongs on top.
+    """
+    _, height, width = channels_first(spec)
+    narrow, middle, wide = CHANNELS
+    size = (-(-height // 4), -(-width // 4))
+    trunk = Trunk(
+        dense(latent_dim, wide * size[0] * size[1]),
+        nn.Unflatten(-1, (wide, *size)),
+        _Residual(wide, middle, 1),
+        nn.Upsample(scale_factor=2),
+        _Residual(middle, narrow, 1),
+        nn.Upsample((height, width)),
+        nn.GroupNorm(1, narrow),
+        nn.LeakyReLU(NEGATIVE_SLOPE),
+        nn.Flatten(),
+    )
+    trunk.in_features, trunk.out_features = latent_dim, narrow * height * width
+    return trunk
+
+
 class _Images(nn.Module):
     """Flattened rows as images, channels first."""
 
@@ -112,6 +137,15 @@ def _convolution(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d
     return layer
 
 
+def network_for(network: str, spec: InputSpec) -> str:
+    """The kind of encoder meant by ``"auto"``: convolutions where images are large enough for them."""
+    if network != "auto":
+        return network
+    if spec.meaning != "image" or len(spec.shape) not in (2, 3):
+        return "mlp"
+    return "conv" if min(channels_first(spec)[1:]) >= LEAST_CONV_SIDE else "mlp"
+
+
 # The encoder's hidden layers: from the description of a row and the hidden sizes to a trunk.
 ENCODERS: dict[str, Callable[[InputSpec, Sequence[int]], Trunk]] = {
     "mlp": lambda spec, hidden_sizes: mlp(spec.row_size, hidden_sizes),
@@ -144,6 +178,22 @@ class Head(nn.Linear):
             hidden.flatten(0, -2), self.weight, self.bias, torch.get_autocast_dtype(kind)
         )
         return out.unflatten(0, hidden.shape[:-1])
+
+
+class PixelHead(nn.Module):
+    """The same linear output layer at every pixel of a flattened feature map, in float32."""
+
+    def __init__(self, in_features: int, spec: InputSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        channels, *self.size = channels_first(spec)
+        self.linear = Head(in_features // (self.size[0] * self.size[1]), channels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(..., in_features) -> (..., D)``, float32."""
+        maps = hidden.unflatten(-1, (-1, *self.size)).movedim(-3, -1)
+        pixels: Tensor = self.linear(maps)
+        return to_rows(pixels.movedim(-1, -3).flatten(0, -4), self.spec).unflatten(0, hidden.shape[:-1])
 
 
 class _Float32Linear(torch.autograd.Function):

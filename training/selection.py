@@ -7,7 +7,11 @@ compares what runs made of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from training.config import TrainingConfig
@@ -33,6 +37,13 @@ def warm_bound(model: NVISAModel, rows: Tensor, config: TrainingConfig) -> float
         generator = epoch_generator(0, SCORE_EPOCH, rows.device)
         total += row_bounds(model, model.preprocess(part), SCORE_SAMPLES, generator).sum().item()
     return total / len(chosen)
+
+
+def mean_agreement(clusterings: Sequence[np.ndarray]) -> list[float]:
+    """Mean adjusted Rand index of each clustering ``(n,)`` with the others; the highest is their medoid."""
+    pairs = np.array([[adjusted_rand_score(one, other) for other in clusterings] for one in clusterings])
+    others = max(1, len(clusterings) - 1)
+    return [float(total) for total in (pairs.sum(1) - 1) / others]
 
 
 def choose(scores: list[float]) -> int:

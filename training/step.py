@@ -39,15 +39,19 @@ def batch_objective(
     leave-one-out term does not depend on sample m's noise, so the estimator stays unbiased.
 
     With ``anchors``, int64 ``(B,)``, the surrogate also asks q(y|x) to keep these clusters, with weight
-    ``config.anchor``; the bound reported is without that.
+    ``config.anchor``, and with ``config.balance`` for a batch spread over all clusters; the bound reported is
+    without these.
     """
     encoding = model.encode(x)
-    mean_q_y = encoding.log_q_y.detach().exp().mean(0)
+    mean_q_y = encoding.log_q_y.exp().mean(0)
     objective = _estimate(model, baseline, x, encoding, config, generator)
     if anchors is not None:
         anchor = anchor_loss(model, encoding, x, anchors, config, generator)
         objective = objective._replace(surrogate=objective.surrogate - config.anchor * anchor)
-    return Step(objective, mean_q_y)
+    if config.balance > 0:
+        entropy = torch.special.entr(mean_q_y).sum()
+        objective = objective._replace(surrogate=objective.surrogate + config.balance * entropy)
+    return Step(objective, mean_q_y.detach())
 
 
 def _estimate(
@@ -93,7 +97,8 @@ def _enumerated(
 
 def rows_at_once(model: NVISAModel, n_samples: int) -> int:
     """How many rows `row_bounds` takes so that a ``[samples, rows, widest layer]`` block is under 128 MiB."""
-    layers = [model.z_from_x.out_features, *(len(parameter) for parameter in model.decoder.parameters())]
+    layers = [model.z_from_x.out_features, model.decoder.out_features]
+    layers += [len(parameter) for parameter in model.decoder.parameters()]
     widest = max(model.spec.row_size, *layers)
     return max(1, BLOCK_VALUES // (n_samples * model.n_clusters * widest))
 

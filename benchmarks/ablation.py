@@ -1,0 +1,118 @@
+"""What each part of the default recipe is worth: test of one change at a time, five seeds a row.
+
+``python benchmarks/ablation.py [DATA] [--rows N]`` fits the ``default`` preset, and the preset with one option
+changed, to ``DATA`` (digits by default; N evenly spread rows of a larger one) with seeds 0 to 4, and scores
+the rows that were fitted. It writes ``benchmarks/results/ablation-NAME.json`` after every run, skips the runs
+already there, and prints a table. Labels score the table and touch nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from training.config import TrainingConfig, load_preset
+from training.data import load
+from training.embedding import responsibilities
+from training.fit import fit
+from training.inference import probabilities
+from training.model import NVISAModel
+from training.scores import accuracy
+
+SEEDS = range(5)
+# What differs from the preset in each row; the first is the preset itself.
+ROWS: dict[str, dict[str, Any]] = {
+    "default preset": {},
+    "random start": {"initialisation": "random"},
+    "gmm start (AE+GMM)": {"initialisation": "gmm"},
+    "gmm start, no anchor, as the paper": {"initialisation": "gmm", "anchor": 0.0},
+    "no anchor": {"anchor": 0.0},
+    "anchor 1": {"anchor": 1.0},
+    "no augmentation": {"augment": False},
+    "score function for z": {"pathwise_z": False},
+    "entropy guard": {"balance": 1.0},
+    "ε to 1/16": {"epsilon_floor": 0.0625},
+    "no joint training": {"epochs": 0},
+    "enumerated ELBO": {"objective": "elbo"},
+    "mean-field q": {"mean_field": True},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", nargs="?", default="digits")
+    parser.add_argument("--rows", type=int, help="so many evenly spread rows")
+    parser.add_argument("--only", nargs="+", help="rows of the table, by name")
+    options = parser.parse_args()
+    data = load(options.data, labels=True)
+    assert data.labels is not None
+    step = max(1, len(data.x) // options.rows) if options.rows else 1
+    x, truth = np.ascontiguousarray(data.x[::step]), data.labels[::step]
+    name = Path(options.data).name
+    path = Path(__file__).parent / "results" / f"ablation-{name}.json"
+    result = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    result |= {
+        "data": f"{name}, {len(x)} rows, fitted and scored",
+        "score": "ACC, Hungarian",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "versions": {n: version(n) for n in ("nvisa", "torch", "scikit-learn", "umap-learn")},
+        "command": "python benchmarks/ablation.py " + " ".join(map(str, filter(None, [options.data] * step))),
+    }
+    done = {(run["row"], run["seed"]) for run in result["runs"]}
+    for seed in SEEDS:
+        for row, changes in ROWS.items():
+            if (row, seed) in done or (options.only and row not in options.only):
+                continue
+            config = TrainingConfig(**load_preset("default") | {"n_clusters": 10, "seed": seed} | changes)
+            began = time.perf_counter()
+            fitted = fit(config, x, data.spec)
+            run = {"row": row, "seed": seed, "seconds": round(time.perf_counter() - began, 1)}
+            run["acc"] = accuracy(truth, probabilities(fitted.model, x).argmax(1))
+            if fitted.start is not None:
+                run["acc_of_start"] = accuracy(truth, fitted.start.predict(fitted.model, x))
+            record(result, path, run)
+        for row, clusters in (("KMeans (10 starts)", by_kmeans), ("PCA + UMAP + GMM (10 starts)", by_umap)):
+            if (row, seed) not in done:
+                record(
+                    result,
+                    path,
+                    {"row": row, "seed": seed, "acc": accuracy(truth, clusters(x, data.spec, seed))},
+                )
+    print("\n| row | ACC, mean ± std | least | seeds 0 to 4 |\n|---|---|---|---|")
+    for row in dict.fromkeys(run["row"] for run in result["runs"]):
+        values = [run["acc"] for run in sorted(result["runs"], key=lambda r: r["seed"]) if run["row"] == row]
+        shown = ", ".join(f"{value:.3f}" for value in values)
+        print(f"| {row} | {np.mean(values):.3f} ± {np.std(values):.3f} | {min(values):.3f} | {shown} |")
+
+
+def record(result: dict[str, Any], path: Path, run: dict[str, Any]) -> None:
+    """Keep a run on disk at once: an ablation takes long."""
+    result["runs"].append(run)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(run, flush=True)
+
+
+def by_kmeans(x: np.ndarray, spec: Any, seed: int) -> np.ndarray:
+    return np.asarray(KMeans(10, n_init=10, random_state=seed).fit_predict(x.reshape(len(x), -1)))
+
+
+def by_umap(x: np.ndarray, spec: Any, seed: int) -> np.ndarray:
+    """The start alone, by the code the fit uses."""
+    import torch
+
+    config = TrainingConfig(**load_preset("default") | {"n_clusters": 10, "seed": seed})
+    rows = NVISAModel(config, spec).preprocess(torch.from_numpy(x)).numpy()
+    return responsibilities(rows, config, lambda _: None).argmax(1)
+
+
+if __name__ == "__main__":
+    main()
