@@ -149,9 +149,8 @@ def check_fit(x: np.ndarray, n_clusters: int, *, unit: bool = False) -> None:
             continue
         finite = np.isfinite(part).reshape(len(part), -1).all(axis=1)
         if not finite.all():
-            raise ValueError(
-                f"row {start + int(finite.argmin())} contains NaN or infinity: mend or remove it"
-            )
+            row = start + int(finite.argmin())
+            raise ValueError(f"row {row} contains NaN or infinity: mend or remove it")
         least, most = min(least, float(part.min())), max(most, float(part.max()))
     if max(-least, most) > MAX_FEATURE:
         raise ValueError(f"values beyond ±{MAX_FEATURE:g} overflow when they are standardised: rescale them")

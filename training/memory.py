@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -27,9 +29,12 @@ def free_ram(root: Path = Path("/")) -> int:
     Parameters
     ----------
     root
-        Where ``proc`` and ``sys`` are.
+        Where ``proc`` and ``sys`` are; where they are not, all RAM counts as free.
     """
-    lines = (root / "proc/meminfo").read_text().splitlines()
+    meminfo = root / "proc/meminfo"
+    if not meminfo.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = meminfo.read_text().splitlines()
     values = dict(line.split(":", 1) for line in lines if ":" in line)
     free = int(values["MemAvailable"].split()[0]) * 1024
     for group, files in _groups(root):
@@ -39,10 +44,8 @@ def free_ram(root: Path = Path("/")) -> int:
 
 def _groups(root: Path) -> list[tuple[Path, tuple[str, str, str]]]:
     """The process's control groups with their ancestors, each of which may have a limit."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except FileNotFoundError:
-        return []
+    listing = root / "proc/self/cgroup"
+    lines = listing.read_text().splitlines() if listing.exists() else []
     found = []
     for line in lines:
         number, controllers, name = line.split(":", 2)
@@ -58,13 +61,13 @@ def _groups(root: Path) -> list[tuple[Path, tuple[str, str, str]]]:
     return found
 
 
-def _left(group: Path, limit_file: str, used_file: str, cached_key: str) -> float:
+def _left(group: Path, limit_file: str, used_file: str, cached_key: str) -> int:
     try:
         limit = (group / limit_file).read_text().strip()
         if limit == "max":
-            return float("inf")
+            return sys.maxsize
         used = int((group / used_file).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except FileNotFoundError:
-        return float("inf")
+    except OSError:  # no such group or no such file: the root group of version 2 has none
+        return sys.maxsize
     return max(0, int(limit) - used + int(stat.get(cached_key, 0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -65,16 +65,15 @@ def mapped(
     return x, np.concatenate(labels) if labels else None
 
 
-def _temporary(folder: Path, size: int) -> IO[bytes]:
+@contextmanager
+def _temporary(folder: Path, size: int) -> Iterator[IO[bytes]]:
     """A nameless file that has its room already: better no room now than after an hour of decoding."""
-    with _explained(folder, size):
-        file = tempfile.TemporaryFile(dir=folder)
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError:
-            file.close()
-            raise
-    return file
+    with ExitStack() as stack:
+        with _explained(folder, size):
+            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            if hasattr(os, "posix_fallocate"):  # not everywhere
+                os.posix_fallocate(file.fileno(), 0, size)
+        yield file
 
 
 @contextmanager
