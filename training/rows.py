@@ -171,7 +171,7 @@ def place(
     size = n_bytes(len(x), spec)
     if memory == "auto" and not ready and size > SHARE * (free := free_bytes(device)):
         say(
-            f"{in_gib(size)} of rows are more than half of the {in_gib(free)} that are free on the {device}: "
+            f"{sized(size)} of rows are more than half of the {sized(free)} that are free on the {device}: "
             f"read batch by batch from {'disk' if is_mapped(x) else 'RAM'}"
         )
         memory = "mapped"
@@ -201,6 +201,6 @@ def n_bytes(n_rows: int, spec: InputSpec) -> int:
     return n_rows * spec.row_size * np.dtype(spec.dtype).itemsize
 
 
-def in_gib(size: int) -> str:
+def sized(size: int) -> str:
     """A number of bytes for a person."""
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from serving.readers import DataError, Source, readable_chunks
-from training.rows import in_gib, n_bytes
+from training.rows import n_bytes, sized
 
 
 def mapped(
@@ -51,7 +51,7 @@ def mapped(
     labels = []
     with nullcontext() if x is not None else _temporary(folder, size) as file:
         if file is not None:
-            say(f"writing {in_gib(size)} of rows to a temporary file in {folder}, to be read in random order")
+            say(f"writing {sized(size)} of rows to a temporary file in {folder}, to be read in random order")
         for chunk in readable_chunks(source):
             if chunk.labels is not None:
                 labels.append(chunk.labels)
@@ -82,6 +82,6 @@ def _explained(folder: Path, size: int) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"cannot write {in_gib(size)} of rows to {folder}: {error.strerror}; make room, name another "
+            f"cannot write {sized(size)} of rows to {folder}: {error.strerror}; make room, name another "
             "folder with --scratch, or store the rows as one .npy file, which is read in place"
         ) from error
