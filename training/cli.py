@@ -158,6 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"nvisa-train: {error}; install nvisa[training,cpu]", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        hint = "; rows need not be in memory: --memory mapped" if command is fit else ""
+        print(f"nvisa-train {arguments[0]}: out of memory: {error}{hint}", file=sys.stderr)
+        return 1
     except ArithmeticError as error:
         print(f"nvisa-train {arguments[0]}: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -18,15 +19,17 @@ from training.cli import main
 
 CLI = [sys.executable, "-m", "training.cli"]
 
-# The limit is on memory that is the process's own; mapped files can be dropped at any time and do not count.
+# Runs several commands, after everything is imported, one after the other. The limit is on memory that is the
+# process's own; mapped files can be dropped at any time and do not count.
 LIMITED = """
-import resource, sys
-import torch, training.cli, training.data, training.evaluation, training.estimator, training.report  # noqa
+import json, resource, sys
+import torch, training.cli, training.data, training.evaluation, training.fit, training.report
 torch.ones(2, 2) @ torch.ones(2, 2)
 status = open("/proc/self/status").read()
 own = int(status.split("VmData:")[1].split()[0]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (own + {room}, own + {room}))
-sys.exit(training.cli.main(sys.argv[1:]))
+for arguments in json.loads(sys.argv[1]):
+    print(arguments[0], training.cli.main(arguments))
 """
 ROWS, FEATURES = 32_000, 2048
 ROOM = 192 * 2**20
@@ -42,26 +45,29 @@ def large(tmp_path_factory) -> Path:
     return path
 
 
-def limited(*arguments: str) -> subprocess.CompletedProcess:
-    code = LIMITED.format(room=ROOM)
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=250
-    )
-
-
 def test_a_file_larger_than_the_memory_is_fitted_and_scored(large, tmp_path):
     assert large.stat().st_size > ROOM
-    settings = [
-        "--clusters", "2", "--initialisation", "random", "--epochs", "1", "--hidden-sizes", "4",
+    fit = [
+        "fit", str(large), "--clusters", "2", "--initialisation", "random", "--epochs", "1", "--hidden-sizes", "4",
         "--latent-dim", "2", "--n-importance-samples", "2", "--batch-size", "250", "--output",
     ]  # fmt: skip
-    whole = limited("fit", str(large), *settings, str(tmp_path / "whole"), "--memory", "resident")
-    assert "MemoryError" in whole.stderr, "the limit must be one that matters"
-    done = limited("fit", str(large), *settings, str(tmp_path / "run"), "--memory", "mapped")
+    commands = [
+        [*fit, str(tmp_path / "whole"), "--memory", "resident"],
+        [*fit, str(tmp_path / "run"), "--memory", "mapped"],
+        ["evaluate", str(tmp_path / "run"), "--data", str(large)],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(room=ROOM), json.dumps(commands)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    scored = limited("evaluate", str(tmp_path / "run"), "--data", str(large))
-    assert scored.returncode == 0, scored.stderr
-    assert "32,000" in scored.stdout
+    assert "fit 1\n" in done.stdout, "the limit must be one that matters"
+    assert "out of memory" in done.stderr
+    assert "rows need not be in memory: --memory mapped" in done.stderr
+    assert "fit 0\n" in done.stdout, done.stderr
+    assert "evaluate 0\n" in done.stdout, done.stderr
+    assert "rows              32,000" in done.stdout
 
 
 @pytest.fixture(scope="module")
