@@ -25,7 +25,7 @@ Memory = Literal["auto", "resident", "mapped"]
 SHARE = 0.5
 READERS = 4
 AHEAD = 8
-AHEAD_BYTES = 2**25
+AHEAD_BYTES = 2**24
 PART_ROWS = 8192
 PART_VALUES = 2**23
 
@@ -91,7 +91,7 @@ class MappedRows:
                 while len(reading) < ahead and (part := next(todo, None)) is not None:
                     staged = self._staging(part)
                     reading.append((staged, pool.submit(self._fill, staged, part)))
-                    ahead = min(AHEAD, 1 + AHEAD_BYTES // max(1, staged.nbytes))
+                    ahead = min(AHEAD, 2 + AHEAD_BYTES // max(1, staged.nbytes))
                 if not reading:
                     return
                 staged, filled = reading.popleft()
@@ -145,11 +145,12 @@ def moments(rows: Rows) -> tuple[Tensor, Tensor]:
     count = 0
     mean = squares = torch.zeros((), dtype=torch.float64, device=rows.device)
     for part in rows.split(part_rows(rows.shape, values=PART_VALUES // 4)):
-        x = part.flatten(1).double()
+        x = part.flatten(1).to(torch.float64, copy=True)
         own_mean = x.mean(0)
         delta = own_mean - mean
         total = count + len(x)
-        squares = squares + (x - own_mean).square().sum(0) + delta.square() * (count * len(x) / total)
+        own_squares = x.sub_(own_mean).square_().sum(0)
+        squares = squares + own_squares + delta.square() * (count * len(x) / total)
         mean = mean + delta * (len(x) / total)
         count = total
     return mean, (squares / count).sqrt()

@@ -31,13 +31,13 @@ resource.setrlimit(resource.RLIMIT_DATA, (own + {room}, own + {room}))
 for arguments in json.loads(sys.argv[1]):
     print(arguments[0], training.cli.main(arguments))
 """
-ROWS, FEATURES = 32_000, 2048
-ROOM = 192 * 2**20
+ROWS, FEATURES = 40_000, 2048
+ROOM = 288 * 2**20
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """A sparse file of 250 MiB: only its first rows take room on the disk."""
+    """A sparse file of 313 MiB: only its first rows take room on the disk."""
     path = tmp_path_factory.mktemp("large") / "x.npy"
     x = np.lib.format.open_memmap(path, "w+", np.float32, (ROWS, FEATURES))
     x[:500] = np.random.default_rng(0).normal(size=(500, FEATURES))
@@ -67,7 +67,7 @@ def test_a_file_larger_than_the_memory_is_fitted_and_scored(large, tmp_path):
     assert "rows need not be in memory: --memory mapped" in done.stderr
     assert "fit 0\n" in done.stdout, done.stderr
     assert "evaluate 0\n" in done.stdout, done.stderr
-    assert "rows              32,000" in done.stdout
+    assert "rows              40,000" in done.stdout
 
 
 @pytest.fixture(scope="module")
