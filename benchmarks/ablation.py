@@ -1,9 +1,9 @@
 """What each part of the default recipe is worth: test of one change at a time, five seeds a row.
 
-``python benchmarks/ablation.py [DATA] [--rows N]`` fits the ``default`` preset, and the preset with one option
-changed, to ``DATA`` (digits by default; N evenly spread rows of a larger one) with seeds 0 to 4, and scores
-the rows that were fitted. It writes ``benchmarks/results/ablation-NAME.json`` after every run, skips the runs
-already there, and prints a table. Labels score the table and touch nothing else.
+``python benchmarks/ablation.py [DATA] [--rows N]`` fits the ``default`` preset, and the preset with one
+option changed, to ``DATA`` (digits by default; N evenly spread rows of a larger one) with seeds 0 to 4, and
+scores the rows that were fitted. It writes ``benchmarks/results/ablation-NAME.json`` after every run, skips
+the runs already there, and prints a table. Labels score the table and touch nothing else.
 """
 
 from __future__ import annotations

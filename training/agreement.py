@@ -18,6 +18,7 @@ from training.densities import normal_log_density, sample_normal
 from training.divergence import DivergedError
 from training.model import Encoding, NVISAModel
 from training.precision import matrix_products
+from training.rows import Rows, fetch
 from training.schedule import batches, epoch_generator
 
 WEIGHT = 10.0
@@ -55,7 +56,7 @@ def anchor_loss(
 
 def agree(
     model: NVISAModel,
-    rows: Tensor,
+    rows: Rows,
     clusters: Tensor,
     config: TrainingConfig,
     say: Callable[[str], None],
@@ -82,10 +83,10 @@ def agree(
         generator = epoch_generator(config.seed, epoch - epochs, rows.device)
         order = list(batches(len(rows), config.batch_size, generator))
         total = torch.zeros((), device=rows.device)
-        for step, index in enumerate(order):
+        for step, (index, raw) in enumerate(fetch(rows, order)):
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * (1 - (epoch + step / len(order)) / epochs)
-            x, y = model.preprocess(rows[index], generator), clusters[index]
+            x, y = model.preprocess(raw, generator), clusters[index]
             with matrix_products(rows.device, config.precision):
                 encoding = model.encode(x)
                 mean, std = model.q_z(encoding.hidden, y.unsqueeze(0))

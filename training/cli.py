@@ -28,15 +28,24 @@ def fit(arguments: Sequence[str]) -> None:
     from training import data
     from training.fit import fit as run_fit
     from training.progress import TerminalProgress
+    from training.run import refuse_used
     from training.settings import FitSettings
 
     settings = load_settings(FitSettings, arguments)
     config = settings.training_config()
-    loaded = data.load(settings.data, label_column=settings.label_column)
+    if not settings.resume:
+        refuse_used(settings.output)  # reading large data first would only delay it
     progress = TerminalProgress()
-    progress.say(f"{settings.data}: {len(loaded.x)} rows of {loaded.spec.dtype} {loaded.spec.shape}")
-    progress.say(f"settings: {config.model_dump_json()}")
     try:
+        loaded = data.load(
+            settings.data,
+            label_column=settings.label_column,
+            memory=config.memory,
+            scratch=settings.scratch or _disk_of(settings.output),
+            say=progress.say,
+        )
+        progress.say(f"{settings.data}: {len(loaded.x)} rows of {loaded.spec.dtype} {loaded.spec.shape}")
+        progress.say(f"settings: {config.model_dump_json()}")
         fitted = run_fit(
             config,
             loaded.x,
@@ -60,23 +69,17 @@ def fit(arguments: Sequence[str]) -> None:
 def evaluate(arguments: Sequence[str]) -> None:
     """Run ``nvisa-train evaluate``."""
     from training import data
+    from training.evaluation import evaluate as score_run
     from training.fitted import Fitted
-    from training.inference import probabilities
     from training.precision import resolve_device
-    from training.run import check_rows
-    from training.scores import score
     from training.settings import EvaluateSettings
 
     settings = load_settings(EvaluateSettings, arguments)
     fitted = Fitted.load(settings.run, resolve_device(settings.device))
-    loaded = data.load(settings.data, split=settings.split, label_column=settings.label_column, labels=True)
-    check_rows(fitted.spec, loaded.spec, settings.data)
-    q = probabilities(fitted.model, loaded.x)
-    n_clusters = fitted.config.n_clusters
-    scores = score(q.argmax(1), n_clusters, labels=loaded.labels, confidences=q.max(1))
-    start = None
-    if fitted.start is not None:
-        start = score(fitted.start.predict(fitted.model, loaded.x), n_clusters, labels=loaded.labels)
+    source = data.open_data(
+        settings.data, split=settings.split, label_column=settings.label_column, labels=True
+    )
+    scores, start = score_run(fitted, source)
     if settings.json:
         # The start's scores go under a key of their own, beside the model's.
         document = scores.model_dump(mode="json")
@@ -117,6 +120,11 @@ def report(arguments: Sequence[str]) -> None:
     print(f"report written to {page}")
 
 
+def _disk_of(output: Path) -> Path:
+    """The folder nearest to ``output`` that is there already."""
+    return next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
+
+
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -150,6 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"nvisa-train: {error}; install nvisa[training,cpu]", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        hint = "; rows need not be in memory: --memory mapped" if command is fit else ""
+        print(f"nvisa-train {arguments[0]}: out of memory: {error}{hint}", file=sys.stderr)
+        return 1
     except ArithmeticError as error:
         print(f"nvisa-train {arguments[0]}: {error}", file=sys.stderr)
         return 1

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from training.annealing import epochs_to_floor
 from training.precision import Precision
+from training.rows import Memory
 
 # What changes how a run is executed, not what it computes: free to differ between a fit and its resume.
-EXECUTION = {"epochs", "device", "checkpoint_seconds"}
+EXECUTION = {"epochs", "device", "memory", "checkpoint_seconds"}
 
 
 class TrainingConfig(BaseModel):
@@ -104,6 +105,11 @@ class TrainingConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
     restarts: int = Field(1, ge=1, description="independent runs; one is chosen without labels")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    memory: Memory = Field(
+        "auto",
+        description="resident: all rows on the device; mapped: on disk or in RAM, read batch by batch; auto: "
+        "mapped if they take more than half of what is free",
+    )
     precision: Precision = Field(
         "auto", description="matrix products: float32, low (bfloat16), or low where it is faster"
     )

@@ -1,18 +1,22 @@
-"""Training data in memory: rows as they came, their description, and labels for scoring alone."""
+"""Training data: rows as they came, in memory or on disk, their description, and labels for scoring alone."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from serving.bundle import InputSpec, sha256
-from serving.readers import open_source, read_all
+from serving.readers import Source, Split, open_source, read_all
+from serving.readers.arrays import ArraySource
 from serving.readers.source import input_spec
+from training.memory import free_ram
+from training.rows import SHARE, Memory, n_bytes, part_rows
+from training.spill import mapped
 
-Split = Literal["train", "test"]
 # Far enough below float32's largest number, 3.4e38, that differences of such values are finite.
 MAX_FEATURE = 1e37
 
@@ -24,7 +28,8 @@ class Data:
     Attributes
     ----------
     x
-        ``(n, *shape)``, uint8 (images) or float32 (features).
+        ``(n, *shape)``, uint8 (images) or float32 (features). Memory-mapped, if it was not to be read whole,
+        and then features may be of any real type.
     spec
         dtype, shape and meaning of one row.
     labels
@@ -40,10 +45,10 @@ class Data:
     fingerprint: str
 
 
-def load(
+def open_data(
     source: str, *, split: Split = "train", label_column: str | None = None, labels: bool = False
-) -> Data:
-    """Load a data set whole.
+) -> Source:
+    """Open a data set, to be read in chunks.
 
     Parameters
     ----------
@@ -59,12 +64,50 @@ def load(
     Raises
     ------
     DataError
-        If the source is missing, damaged, empty, or has a row that cannot be used; the message names it.
+        If the source is missing, damaged or empty.
     """
     if source == "digits":
         return _digits(labels)
-    reader = open_source(Path(source), split=split, label_column=label_column, read_labels=labels)
-    x, found = read_all(reader)
+    return open_source(Path(source), split=split, label_column=label_column, read_labels=labels)
+
+
+def load(
+    source: str,
+    *,
+    split: Split = "train",
+    label_column: str | None = None,
+    labels: bool = False,
+    memory: Memory = "resident",
+    scratch: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Data:
+    """Load a data set whole, or have it on disk in a form that is read in any order.
+
+    Parameters
+    ----------
+    source, split, label_column, labels
+        See `open_data`.
+    memory
+        ``resident`` loads it. ``mapped`` maps NPY and plain IDX files into memory, and has the rows of other
+        formats written to a temporary file once. ``auto`` loads what takes up to half of the free RAM.
+    scratch
+        Folder for the temporary file, which has no name there and is gone with the process; by default the
+        system's.
+    say
+        Hears of what takes long.
+
+    Raises
+    ------
+    DataError
+        If the source is missing, damaged, empty, or has a row that cannot be used; the message names it. Of
+        NPY and IDX files that are mapped, `check_fit` looks at the rows. Or if ``scratch`` has no room.
+    """
+    reader = open_data(source, split=split, label_column=label_column, labels=labels)
+    size = n_bytes(reader.n_rows, reader.input)
+    if memory == "resident" or (memory == "auto" and size <= SHARE * free_ram()):
+        x, found = read_all(reader)
+    else:
+        x, found = mapped(reader, scratch, say)
     return Data(x=x, spec=reader.input, labels=found, name=source, fingerprint=reader.fingerprint)
 
 
@@ -73,39 +116,56 @@ def describe(x: np.ndarray) -> InputSpec:
     return input_spec("uint8" if x.dtype == np.uint8 else "float32", x.shape[1:])
 
 
-def check_fit(x: np.ndarray, n_clusters: int) -> None:
+def check_fit(x: np.ndarray, n_clusters: int, *, unit: bool = False) -> None:
     """Refuse what cannot be clustered.
+
+    Parameters
+    ----------
+    x
+        ``(n, *shape)``, any real type; may be memory-mapped, and is gone through in parts.
+    unit
+        Whether features must be in [0, 1], for a Bernoulli p(x|z).
 
     Raises
     ------
     ValueError
-        If there are fewer rows than clusters, fewer than two rows, values that are not finite or close to
-        float32's end, or all rows are equal.
+        If there are fewer rows than clusters, fewer than two rows, values that are not finite, close to
+        float32's end or not in ``[0, 1]``, or all rows are equal.
     """
     if len(x) < max(2, n_clusters):
         raise ValueError(
             f"n_samples={len(x)} should be >= n_clusters={n_clusters} (and at least 2): "
             "give more rows or ask for fewer clusters"
         )
-    if x.dtype != np.uint8 and not np.isfinite(x).all():
-        row = int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(axis=1)))
-        raise ValueError(f"row {row} contains NaN or infinity: mend or remove it")
-    if x.dtype != np.uint8 and np.abs(x).max() > MAX_FEATURE:
+    images = x.dtype == np.uint8
+    equal, least, most = True, math.inf, -math.inf
+    size = part_rows(x.shape)
+    for start in range(0, len(x), size):
+        part = np.asarray(x[start : start + size])
+        equal = equal and bool((part == x[:1]).all())
+        if images:
+            if not equal:
+                return
+            continue
+        finite = np.isfinite(part).reshape(len(part), -1).all(axis=1)
+        if not finite.all():
+            row = start + int(finite.argmin())
+            raise ValueError(f"row {row} contains NaN or infinity: mend or remove it")
+        least, most = min(least, float(part.min())), max(most, float(part.max()))
+    if max(-least, most) > MAX_FEATURE:
         raise ValueError(f"values beyond ±{MAX_FEATURE:g} overflow when they are standardised: rescale them")
-    if (x == x[:1]).all():
+    if equal:
         raise ValueError("all rows are equal: there is nothing to cluster")
+    if unit and not 0 <= least <= most <= 1:
+        raise ValueError("a Bernoulli p(x|z) needs values in [0, 1]; use likelihood=gaussian")
 
 
-def _digits(labels: bool) -> Data:
+def _digits(labels: bool) -> Source:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     # Sixteen grey levels, spread over a byte like any other image.
     x = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    return Data(
-        x=x,
-        spec=describe(x),
-        labels=digits.target.astype(np.int64) if labels else None,
-        name="digits",
-        fingerprint=sha256(x.tobytes()),
-    )
+    source = ArraySource(Path("digits"), (), x, digits.target if labels else None)
+    source.fingerprint = sha256(x.tobytes())
+    return source

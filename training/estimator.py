@@ -18,6 +18,7 @@ from training.fit import Silent, fit
 from training.fitted import Fitted
 from training.precision import resolve_device
 from training.progress import TerminalProgress
+from training.rows import is_mapped
 
 
 class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
@@ -98,6 +99,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         balance: float = 0.0,
         restarts: int = 1,
         device: str = "auto",
+        memory: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
@@ -133,6 +135,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.balance = balance
         self.restarts = restarts
         self.device = device
+        self.memory = memory
         self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
@@ -155,7 +158,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
             if isinstance(progress, TerminalProgress):
                 progress.close()
         self._remember()
-        self.labels_ = inference.probabilities(self.fitted_.model, x).argmax(1)
+        self.labels_ = inference.assign(self.fitted_.model, x).clusters
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -242,18 +245,22 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
             raise ValueError(explain(error)) from error
 
     def _rows(self, X: Any, reset: bool = False) -> np.ndarray:
+        # A file that is mapped into memory is not read whole to be cast: its rows are, as they are used.
+        in_place = isinstance(X, np.ndarray) and is_mapped(X)
+        dtype: Any = "numeric" if in_place else np.float32
+        order = None if in_place else "C"
         if getattr(X, "dtype", None) == np.uint8 or getattr(X, "ndim", 2) > 2:
             # Images and other rows with a shape: scikit-learn would count only their second axis.
-            dtype = np.uint8 if X.dtype == np.uint8 else np.float32
-            x = check_array(X, dtype=dtype, order="C", allow_nd=True)
+            dtype = np.uint8 if X.dtype == np.uint8 else dtype
+            x = check_array(X, dtype=dtype, order=order, allow_nd=True)
             if reset:
                 self.n_features_in_ = int(np.prod(x.shape[1:]))
         else:
-            x = validate_data(self, X, reset=reset, dtype=np.float32, order="C")
+            x = validate_data(self, X, reset=reset, dtype=dtype, order=order)
         if not reset and x.shape[1:] != self.fitted_.spec.shape:
             raise ValueError(
                 f"rows have shape {x.shape[1:]}, the model was fitted on {self.fitted_.spec.shape}"
             )
-        if not reset and x.dtype != np.dtype(self.fitted_.spec.dtype):
+        if not reset and describe(x).dtype != self.fitted_.spec.dtype:
             raise ValueError(f"rows are {x.dtype}, the model was fitted on {self.fitted_.spec.dtype}")
         return x

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from serving.bundle import InputSpec
 from training.config import TrainingConfig
@@ -18,6 +17,7 @@ from training.divergence import DivergedError
 from training.fitted import Fitted, RestartSummary, summarise
 from training.loop import train
 from training.precision import resolve_device
+from training.rows import Rows, place
 from training.run import open_run
 from training.selection import choose
 from training.state import Run
@@ -69,7 +69,7 @@ def fit(
     config
         Hyper-parameters.
     x
-        ``(n, *spec.shape)`` in ``spec.dtype``.
+        ``(n, *spec.shape)`` in ``spec.dtype``; if memory-mapped, any real type that is cast to it.
     spec
         Description of one row.
     name, fingerprint
@@ -89,14 +89,12 @@ def fit(
     DivergedError
         If every run diverged; one that did not is enough to go on.
     """
-    check_fit(x, config.n_clusters)
-    if config.likelihood == "bernoulli" and spec.dtype == "float32" and (x.min() < 0 or x.max() > 1):
-        raise ValueError("a Bernoulli p(x|z) needs values in [0, 1]; use likelihood=gaussian")
+    check_fit(x, config.n_clusters, unit=config.likelihood == "bernoulli")
     progress = progress or Silent()
     device = resolve_device(config.device)
     if directory is not None:
         open_run(directory, config, fingerprint, resume=resume)
-    rows = torch.from_numpy(np.ascontiguousarray(x)).to(device)
+    rows = place(x, spec, device, config.memory, progress.say)
     runs: list[Run | None] = []
     summaries: list[RestartSummary] = []
     for index in range(config.restarts):
@@ -129,7 +127,7 @@ def fit(
 
 def _restart(
     config: TrainingConfig,
-    rows: torch.Tensor,
+    rows: Rows,
     spec: InputSpec,
     directory: Path | None,
     resume: bool,

@@ -17,7 +17,7 @@ from serving.bundle import InputSpec, Reference
 from training.checkpoint import CheckpointError, load_tensors, read_json, save_tensors, write_json
 from training.config import TrainingConfig
 from training.history import History
-from training.inference import codes, probabilities, typicality
+from training.inference import assign
 from training.initialise import Start
 from training.model import NVISAModel
 
@@ -146,24 +146,22 @@ class Fitted:
 
 
 def summarise(model: NVISAModel, x: np.ndarray) -> TrainingRows:
-    """What to keep of training rows ``x (n, *shape)`` under a fitted model."""
+    """What to keep of training rows ``x (n, *shape)``, possibly memory-mapped, under a fitted model."""
     from training.report import typical_rows  # brings matplotlib, which loading a model does not need
 
-    q = probabilities(model, x)
-    clusters, confidences = q.argmax(1), q.max(1)
-    n_clusters = q.shape[1]
+    clusters, confidences, fit = assign(model, x)
+    n_clusters = model.n_clusters
     sizes = np.bincount(clusters, minlength=n_clusters)
     sums = np.bincount(clusters, weights=confidences, minlength=n_clusters)
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
     counts = np.histogram(np.clip(confidences, 0, 1), edges)[0]
-    fit = typicality(model, codes(model, x), clusters)
     indices = typical_rows(clusters, confidences, fit, TYPICAL_PER_CLUSTER, n_clusters)
-    typical = x[indices]
+    typical = np.array(x[indices], model.spec.dtype)
     typical[indices < 0] = 0
     with np.errstate(invalid="ignore"):
         mean_confidence = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.nan)
     return TrainingRows(
-        sample=x[:: -(-len(x) // SAMPLE_ROWS)],
+        sample=np.array(x[:: -(-len(x) // SAMPLE_ROWS)], model.spec.dtype),
         typical=typical,
         reference=Reference(
             cluster_shares=tuple((sizes / len(x)).tolist()),

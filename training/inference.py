@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from training.densities import normal_log_density, sample_normal
 from training.model import NVISAModel
+from training.rows import part_rows
 from training.schedule import epoch_generator
 from training.step import row_bounds, rows_at_once
 
@@ -17,23 +19,46 @@ BATCH = 4096
 BOUND_EPOCH = -(10**7)
 
 
-def _parts(model: NVISAModel, x: np.ndarray, size: int) -> Iterator[Tensor]:
-    """Rows on the model's device, ``size`` at a time."""
+class Assigned(NamedTuple):
+    """The cluster of each row, int64 ``(n,)``; its probability, and log p(z|y) of the code, float32."""
+
+    clusters: np.ndarray
+    confidences: np.ndarray
+    typicality: np.ndarray
+
+
+def _parts(model: NVISAModel, x: np.ndarray, size: int | None = None) -> Iterator[Tensor]:
+    """Rows on the model's device, ``size`` at a time; ``x`` may be memory-mapped and of another real type."""
+    size = size or part_rows(x.shape, BATCH)
     for start in range(0, len(x), size):
-        yield torch.from_numpy(np.ascontiguousarray(x[start : start + size])).to(model.shift.device)
+        part = np.require(x[start : start + size], model.spec.dtype, ["C", "W"])
+        yield torch.from_numpy(part).to(model.shift.device)
 
 
 @torch.no_grad()
 def probabilities(model: NVISAModel, x: np.ndarray) -> np.ndarray:
     """q(y|x): ``(n, *shape) -> (n, K)``, float32."""
-    return torch.cat([model(part).cpu() for part in _parts(model, x, BATCH)]).numpy()
+    return torch.cat([model(part).cpu() for part in _parts(model, x)]).numpy()
+
+
+@torch.no_grad()
+def assign(model: NVISAModel, x: np.ndarray) -> Assigned:
+    """Clusters of ``x (n, *shape)``, holding on to 16 bytes a row however many clusters there are."""
+    found = []
+    for part in _parts(model, x):
+        encoding = model.encode(model.preprocess(part))
+        q = encoding.log_q_y.exp().cpu().numpy()
+        clusters = q.argmax(1)
+        z = model.q_z(encoding.hidden, torch.as_tensor(clusters, device=part.device))[0]
+        found.append((clusters, q.max(1), typicality(model, z.cpu().numpy(), clusters)))
+    return Assigned(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 @torch.no_grad()
 def codes(model: NVISAModel, x: np.ndarray) -> np.ndarray:
     """Mean of q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
     found = []
-    for part in _parts(model, x, BATCH):
+    for part in _parts(model, x):
         encoding = model.encode(model.preprocess(part))
         found.append(model.q_z(encoding.hidden, encoding.log_q_y.argmax(-1))[0].cpu())
     return torch.cat(found).numpy()
@@ -44,7 +69,7 @@ def sample_posterior(model: NVISAModel, x: np.ndarray, seed: int) -> np.ndarray:
     """z ~ q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
     generator = torch.Generator(model.shift.device).manual_seed(seed)
     found = []
-    for part in _parts(model, x, BATCH):
+    for part in _parts(model, x):
         encoding = model.encode(model.preprocess(part))
         found.append(sample_normal(*model.q_z(encoding.hidden, encoding.log_q_y.argmax(-1)), generator).cpu())
     return torch.cat(found).numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,8 +21,10 @@ from training.mixture import fit_mixture
 from training.model import NVISAModel
 from training.networks import NEGATIVE_SLOPE
 from training.precision import matrix_products
+from training.rows import MappedRows, Rows, fetch, part_rows
 from training.schedule import batches, epoch_generator
 
+CODED_ROWS = 1_000_000
 DISTILL_ROWS = 50_000
 DISTILL_STEPS = 200
 DISTILL_PENALTY = 1e-4
@@ -69,7 +71,7 @@ class Start:
         """Component of each raw row, ``(n, *shape) -> (n,)``; ``model`` lends its architecture only."""
         pretrained = copy.deepcopy(model)
         pretrained.load_state_dict(self.encoder, strict=False)
-        rows = torch.from_numpy(np.ascontiguousarray(x)).to(pretrained.shift.device)
+        rows = MappedRows(x, model.spec.dtype, pretrained.shift.device)
         if self.mixture is None:
             return assign_rows(pretrained, rows).cpu().numpy()
         return np.asarray(self.mixture.fitted().predict(encode_rows(pretrained, rows)))
@@ -96,7 +98,7 @@ def latent_code(model: NVISAModel, x: Tensor) -> Tensor:
 
 
 def initialise_gmm(
-    model: NVISAModel, rows: Tensor, config: TrainingConfig, say: Callable[[str], None]
+    model: NVISAModel, rows: Rows, config: TrainingConfig, say: Callable[[str], None]
 ) -> Start:
     """Pretrain an autoencoder of the same networks, fit a mixture on its codes, start the model there.
 
@@ -109,7 +111,7 @@ def initialise_gmm(
     model
         A freshly built model on its device; changed in place.
     rows
-        ``(n, *shape)`` as they came, on the same device.
+        ``(n, *shape)`` as they came, given on the same device.
 
     Raises
     ------
@@ -117,7 +119,8 @@ def initialise_gmm(
         If the autoencoder's codes are not finite.
     """
     _pretrain(model, rows, config, say)
-    codes = encode_rows(model, rows)
+    # Of all that there are up to a million; the mixture takes 20,000 of them.
+    codes = encode_rows(model, rows[:: -(-len(rows) // CODED_ROWS)])
     if not np.isfinite(codes).all():
         raise DivergedError("the autoencoder's codes are not finite: lower learning_rate")
     mixture = fit_mixture(codes, config.n_clusters, config.gmm_starts, config.seed)
@@ -137,7 +140,7 @@ def initialise_gmm(
 
 
 def initialise_umap(
-    model: NVISAModel, rows: Tensor, config: TrainingConfig, say: Callable[[str], None]
+    model: NVISAModel, rows: Rows, config: TrainingConfig, say: Callable[[str], None]
 ) -> Start:
     """Cluster a UMAP embedding of the rows, and train the model with those clusters given.
 
@@ -145,30 +148,34 @@ def initialise_umap(
     Parameters and errors as for `initialise_gmm`.
     """
     chosen = rows[:: -(-len(rows) // EMBEDDED_ROWS)]
-    flat = torch.cat([model.preprocess(part).cpu() for part in chosen.split(8192)]).numpy()
+    flat = torch.cat([model.preprocess(part).cpu() for part in _parts(chosen)]).numpy()
     clusters = torch.as_tensor(responsibilities(flat, config, say).argmax(1), device=rows.device)
     agree(model, chosen, clusters, config, say)
     return Start(_parameters(model, _ASSIGNER))
 
 
 @torch.no_grad()
-def assign_rows(model: NVISAModel, rows: Tensor, batch: int = 8192) -> Tensor:
+def assign_rows(model: NVISAModel, rows: Rows) -> Tensor:
     """Most probable cluster of raw rows under q(y|x): ``(n, *shape) -> (n,)``, int64."""
-    return torch.cat([model(part).argmax(1) for part in rows.split(batch)])
+    return torch.cat([model(part).argmax(1) for part in _parts(rows)])
 
 
 def _parameters(model: NVISAModel, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: v.cpu().clone() for name, v in model.state_dict().items() if name.startswith(prefixes)}
 
 
-def encode_rows(model: NVISAModel, rows: Tensor, batch: int = 8192) -> np.ndarray:
+def encode_rows(model: NVISAModel, rows: Rows) -> np.ndarray:
     """Codes of all rows, float64 ``(n, L)``."""
     with torch.no_grad():
-        parts = [latent_code(model, model.preprocess(part)).cpu() for part in rows.split(batch)]
+        parts = [latent_code(model, model.preprocess(part)).cpu() for part in _parts(rows)]
     return torch.cat(parts).double().numpy()
 
 
-def _pretrain(model: NVISAModel, rows: Tensor, config: TrainingConfig, say: Callable[[str], None]) -> None:
+def _parts(rows: Rows) -> Iterable[Tensor]:
+    return rows.split(part_rows(rows.shape))
+
+
+def _pretrain(model: NVISAModel, rows: Rows, config: TrainingConfig, say: Callable[[str], None]) -> None:
     decoder = [*model.decoder.parameters(), *model.x_mean.parameters()]
     encoder = [*model.encoder.parameters(), *model.z_from_x.parameters(), *model.z_mean.parameters()]
     optimiser = torch.optim.Adam([*encoder, *decoder], lr=config.learning_rate, fused=True)
@@ -192,13 +199,13 @@ def _pretrain(model: NVISAModel, rows: Tensor, config: TrainingConfig, say: Call
     model.zero_grad(set_to_none=True)
 
 
-def _distill(model: NVISAModel, rows: Tensor, mixture: Mixture) -> None:
+def _distill(model: NVISAModel, rows: Rows, mixture: Mixture) -> None:
     """Fit q(y|x)'s head to the mixture's responsibilities on the frozen encoder."""
     rows = rows[:: -(-len(rows) // DISTILL_ROWS)]
     responsibilities = torch.as_tensor(mixture.fitted().predict_proba(encode_rows(model, rows))).float()
     responsibilities = responsibilities.to(rows.device)
     with torch.no_grad():
-        hidden = torch.cat([model.encoder(model.preprocess(part)) for part in rows.split(8192)])
+        hidden = torch.cat([model.encoder(model.preprocess(part)) for part in _parts(rows)])
     optimiser = torch.optim.LBFGS(
         model.y_head.parameters(), max_iter=DISTILL_STEPS, line_search_fn="strong_wolfe"
     )
@@ -215,7 +222,7 @@ def _distill(model: NVISAModel, rows: Tensor, mixture: Mixture) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def _epoch(model: NVISAModel, rows: Tensor, config: TrainingConfig, epoch: int) -> Iterator[Tensor]:
+def _epoch(model: NVISAModel, rows: Rows, config: TrainingConfig, epoch: int) -> Iterator[Tensor]:
     generator = epoch_generator(config.seed, epoch, rows.device)
-    for index in batches(len(rows), config.batch_size, generator):
-        yield model.preprocess(rows[index], generator)
+    for _, raw in fetch(rows, batches(len(rows), config.batch_size, generator)):
+        yield model.preprocess(raw, generator)

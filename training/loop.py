@@ -18,6 +18,7 @@ from training.divergence import DivergedError, trouble
 from training.initialise import assign_rows, initialise_gmm, initialise_umap
 from training.model import Baseline, NVISAModel
 from training.precision import matrix_products
+from training.rows import Rows, fetch, moments, part_rows
 from training.schedule import batches, epoch_generator
 from training.selection import warm_bound
 from training.state import CHECKPOINT_FILE, Run, restore_run, save_run
@@ -33,7 +34,7 @@ OnEpoch = Callable[[Mapping[str, Any]], None]
 
 def train(
     config: TrainingConfig,
-    rows: Tensor,
+    rows: Rows,
     spec: InputSpec,
     *,
     directory: Path | None = None,
@@ -48,7 +49,7 @@ def train(
     config
         Hyper-parameters; the seed decides everything random.
     rows
-        ``(n, *shape)`` on the training device, as they came: uint8 stays uint8.
+        ``(n, *shape)``, as they came: uint8 stays uint8. On the training device, or brought there.
     spec
         Description of one row.
     directory
@@ -113,14 +114,13 @@ def epsilons(config: TrainingConfig, epoch: int, first_x: float) -> tuple[float,
     return first_x * share, config.epsilon_z * share
 
 
-def _build(config: TrainingConfig, rows: Tensor, spec: InputSpec) -> Run:
+def _build(config: TrainingConfig, rows: Rows, spec: InputSpec) -> Run:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = NVISAModel(config, spec)
         baseline = Baseline(spec.row_size, config.hidden_sizes[-1]) if config.objective == "nvil" else None
     if spec.dtype == "float32" and config.likelihood == "gaussian":
-        flat = rows.flatten(1).double()
-        model.standardise_as(flat.mean(0), flat.std(0, correction=0))
+        model.standardise_as(*moments(rows))
     model.first_epsilon_x.fill_(_first_epsilon(model, rows, config))
     model.to(rows.device)
     if baseline is not None:
@@ -147,23 +147,24 @@ def _is_matrix(name: str, parameter: Tensor) -> bool:
     return (name.endswith("weight") and parameter.ndim > 1) or name == "z_from_y"
 
 
-def _first_epsilon(model: NVISAModel, rows: Tensor, config: TrainingConfig) -> float:
+def _first_epsilon(model: NVISAModel, rows: Rows, config: TrainingConfig) -> float:
     if config.epsilon_x != "auto":
         return config.epsilon_x
-    sample = model.preprocess(rows[:: -(-len(rows) // 5000)].cpu())
+    chosen = rows[:: -(-len(rows) // 5000)]
+    sample = torch.cat([model.preprocess(part.cpu()) for part in chosen.split(part_rows(chosen.shape))])
     leading = torch.linalg.matrix_norm(sample - sample.mean(0), ord=2).square() / len(sample)
     # A sample of equal rows has no scale to tell.
     return float((leading / MNIST_LEADING_VARIANCE).sqrt()) or 1.0
 
 
-def _initialise(run: Run, rows: Tensor, config: TrainingConfig, say: Say) -> None:
+def _initialise(run: Run, rows: Rows, config: TrainingConfig, say: Say) -> None:
     if config.initialisation == "gmm":
         run.start = initialise_gmm(run.model, rows, config, say)
     elif config.initialisation == "umap":
         run.start = initialise_umap(run.model, rows, config, say)
 
 
-def _train_epoch(run: Run, rows: Tensor, config: TrainingConfig) -> dict[str, Any]:
+def _train_epoch(run: Run, rows: Rows, config: TrainingConfig) -> dict[str, Any]:
     """One epoch; the host waits for the device once, at its end."""
     began = time.perf_counter()
     epsilon_x, epsilon_z = epsilons(config, run.epoch, float(run.model.first_epsilon_x))
@@ -180,8 +181,8 @@ def _train_epoch(run: Run, rows: Tensor, config: TrainingConfig) -> dict[str, An
     bound = torch.zeros((), device=rows.device, dtype=torch.float64)
     usage = torch.zeros(config.n_clusters, device=rows.device)
     steps = 0
-    for index in batches(len(rows), config.batch_size, generator):
-        x = run.model.preprocess(rows[index], generator)
+    for index, raw in fetch(rows, batches(len(rows), config.batch_size, generator)):
+        x = run.model.preprocess(raw, generator)
         with matrix_products(rows.device, config.precision):
             anchors = run.anchors[index] if run.anchors is not None else None
             step = batch_objective(run.model, run.baseline, x, config, generator, anchors)

@@ -33,10 +33,8 @@ def open_run(directory: Path, config: TrainingConfig, fingerprint: str, *, resum
                 f"{directory} was begun with other hyper-parameters: resume with those in {path}, "
                 "or fit into another directory"
             )
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise CheckpointError(
-            f"{directory} exists already: pass --resume to go on with it, or another --output"
-        )
+    else:
+        refuse_used(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(
         path,
@@ -48,6 +46,20 @@ def open_run(directory: Path, config: TrainingConfig, fingerprint: str, *, resum
             "versions": {name: version(name) for name in ("nvisa", "torch", "numpy", "scikit-learn")},
         },
     )
+
+
+def refuse_used(directory: Path) -> None:
+    """Refuse to begin a run where there is something already.
+
+    Raises
+    ------
+    CheckpointError
+        If ``directory`` is not empty, or no directory.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise CheckpointError(
+            f"{directory} exists already: pass --resume to go on with it, or another --output"
+        )
 
 
 def check_rows(expected: InputSpec, found: InputSpec, source: str) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
-from torch import Tensor
 
 from training.config import TrainingConfig
 from training.model import NVISAModel
+from training.rows import Rows
 from training.schedule import epoch_generator
 from training.step import row_bounds, rows_at_once
 
@@ -25,7 +25,7 @@ SCORE_EPOCH = -(10**6)
 
 
 @torch.no_grad()
-def warm_bound(model: NVISAModel, rows: Tensor, config: TrainingConfig) -> float:
+def warm_bound(model: NVISAModel, rows: Rows, config: TrainingConfig) -> float:
     """Mean bound of log p(x) in nats a row, at the model's present ε, on evenly spread training rows.
 
     Taken once, at the end of the first annealing stage (or of the run, if that is shorter). Every run uses

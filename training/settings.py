@@ -67,6 +67,11 @@ class _FitCommand(LayeredSettings):
     )
     label_column: str | None = Field(None, description=_LABELS + "; here: do not use it as a feature")
     resume: bool = Field(False, description="go on from the run's last checkpoint")
+    scratch: Path | None = Field(
+        None,
+        description="folder for a temporary file of rows that are too many for memory, from any format but "
+        ".npy and plain IDX, which are read in place; default: the one --output is in",
+    )
 
     def training_config(self) -> TrainingConfig:
         """Hyper-parameters: the preset's, overridden by what was given.

@@ -5,6 +5,6 @@
 
 from serving.readers.opening import open_source
 from serving.readers.source import Chunk, DataError, Source, Split
-from serving.readers.whole import read_all
+from serving.readers.whole import read_all, readable_chunks
 
-__all__ = ["Chunk", "DataError", "Source", "Split", "open_source", "read_all"]
+__all__ = ["Chunk", "DataError", "Source", "Split", "open_source", "read_all", "readable_chunks"]

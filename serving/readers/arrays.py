@@ -45,6 +45,11 @@ class ArraySource(Source):
         self._labels = None if labels is None else integer_labels(path, labels, len(x))
         self._ids = ids
 
+    @property
+    def array(self) -> np.ndarray | None:
+        """See `Source.array`; ``None`` where a row's values are not next to each other."""
+        return self._x if self._x.flags.c_contiguous else None
+
     def _chunks(self, start: int, stop: int, chunk_rows: int) -> Iterator[Chunk]:
         for first in range(start, stop, chunk_rows):
             rows = slice(first, min(first + chunk_rows, stop))

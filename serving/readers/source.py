@@ -87,6 +87,15 @@ class Source(ABC):
         """Names behind the integer labels if the file holds text: label ``i`` is ``label_names[i]``."""
         return None
 
+    @property
+    def array(self) -> np.ndarray | None:
+        """All rows ``(n_rows, *input.shape)``, to be read in any order, if that takes no decoding.
+
+        uint8 for images, for features any real type that is cast to float32, NaN and infinity as they are.
+        ``None`` if rows come out of the file only in chunks.
+        """
+        return None
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content of ``files`` and, in a folder, their names. Reads every byte once."""

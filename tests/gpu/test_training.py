@@ -10,9 +10,11 @@ from training import NVISA
 from training.config import TrainingConfig
 from training.data import describe
 from training.export import to_onnx
+from training.fit import fit
 from training.loop import _build
 from training.model import NVISAModel
 from training.precision import matrix_products
+from training.rows import MappedRows, fetch
 from training.schedule import batches, epoch_generator
 from training.step import batch_objective
 
@@ -37,6 +39,42 @@ def test_fit_on_cuda_learns_and_predicts_as_on_the_cpu(images, tmp_path):
     model.save(tmp_path)
     on_cpu = NVISA.load(tmp_path, device="cpu")
     np.testing.assert_allclose(on_cpu.predict_proba(images), model.predict_proba(images), atol=1e-3)
+
+
+def test_rows_left_on_the_host_train_as_those_on_the_device(images, tmp_path):
+    """Not to the bit: the sums of some gradients come in any order on a GPU."""
+    np.save(tmp_path / "x.npy", images)
+    mapping = np.load(tmp_path / "x.npy", mmap_mode="r")
+    config = TrainingConfig(n_clusters=4, epochs=2, hidden_sizes=(64,), device="cuda")
+    bounds = [
+        [record["bound"] for record in fit(own, x, describe(images)).histories[0]]
+        for own, x in (
+            (config, images),
+            (config.model_copy(update={"memory": "mapped"}), images),
+            (config.model_copy(update={"memory": "mapped"}), mapping),
+        )
+    ]
+    np.testing.assert_allclose(bounds[1:], bounds[:1] * 2, rtol=1e-3)
+
+
+def test_batches_from_the_host_are_theirs_and_nobody_waits_for_them(images):
+    device = torch.device("cuda")
+    resident = torch.from_numpy(images).to(device)
+    order = list(torch.randperm(len(images), device=device).split(64))
+    found = fetch(MappedRows(images, "uint8", device), order)
+    seen = [next(found)]  # the order comes to the host once, here
+    busy = torch.randn(4096, 4096, device=device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for index, raw in found:
+            for _ in range(4):  # keeps the device behind the host, so that early reuse of a buffer would show
+                busy = (busy @ busy).tanh_()
+            seen.append((index, raw.clone()))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(seen) == len(order)
+    for index, raw in seen:
+        assert torch.equal(raw, resident[index])
 
 
 @pytest.mark.parametrize("objective", ["vimco", "elbo"])

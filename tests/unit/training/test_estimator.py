@@ -171,3 +171,17 @@ def test_unusable_data_is_explained(x, message):
 def test_progress_is_shown_when_asked_for(blobs, capsys):
     NVISA(**QUICK | {"verbose": True}).fit(blobs)
     assert "epoch 2/2, bound" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_mapped_file_is_used_in_place_and_gives_the_same(blobs, fitted, tmp_path, dtype):
+    np.save(tmp_path / "x.npy", blobs.astype(dtype))
+    mapping = np.load(tmp_path / "x.npy", mmap_mode="r")
+    mapped = NVISA(**QUICK | {"pretrain_epochs": 60, "memory": "mapped"})
+    assert np.shares_memory(mapped._rows(mapping, reset=True), mapping), "not copied, not cast"
+    mapped.fit(mapping)
+    assert (mapped.labels_ == fitted.labels_).all()
+    np.testing.assert_array_equal(mapped.predict_proba(mapping), fitted.predict_proba(blobs))
+    np.testing.assert_array_equal(mapped.transform(mapping), fitted.transform(blobs))
+    with pytest.raises(ValueError, match="rows have shape"):
+        mapped.predict(mapping[:, :1].reshape(-1, 1, 1))
