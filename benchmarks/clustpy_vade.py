@@ -1,7 +1,8 @@
 """ClustPy's VaDE in a process (and a virtual environment) of its own, told over stdin what to time.
 
 Each line of stdin is a number of epochs; the answer on stdout is the seconds they took in ClustPy's own
-training loop, on its own DataLoader. Pretraining and the mixture before it, which NVISA has too, are left out.
+training loop, on its own DataLoader. Pretraining and the mixture before it, which NVISA has too, are left
+out.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from training.annealing import epochs_to_floor
 from training.precision import Precision
 
 # What changes how a run is executed, not what it computes: free to differ between a fit and its resume.
-EXECUTION = {"epochs", "device", "checkpoint_seconds"}
+EXECUTION = {"epochs", "device", "cuda_graph", "checkpoint_seconds"}
 
 
 class TrainingConfig(BaseModel):
@@ -91,6 +91,7 @@ class TrainingConfig(BaseModel):
     precision: Precision = Field(
         "auto", description="matrix products: float32, low (bfloat16), or low where it is faster"
     )
+    cuda_graph: bool = Field(True, description="on a GPU, run each step as the replay of one CUDA graph")
     checkpoint_seconds: float = Field(30.0, ge=0, description="least time between two checkpoints")
 
     @model_validator(mode="after")

@@ -105,7 +105,6 @@ class _Decoded(torch.autograd.Function):
                 end = min(begin + rows, batch)
                 block = slice(start + begin, start + end)
                 out[block] = density(x[begin:end], [values[block] for values in outputs], epsilon)
-        # What is saved here is overwritten nowhere, but it is no output either, so autograd cannot know it.
         ctx.save_for_backward(hidden.to(low), *weights, *outputs)
         ctx.low, ctx.hidden_dtype = low, hidden.dtype
         return out.unflatten(0, hidden.shape[:-1])

@@ -96,6 +96,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         restarts: int = 1,
         device: str = "auto",
         precision: str = "auto",
+        cuda_graph: bool = True,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
@@ -128,6 +129,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.restarts = restarts
         self.device = device
         self.precision = precision
+        self.cuda_graph = cuda_graph
         self.random_state = random_state
         self.verbose = verbose
 
