@@ -1,4 +1,4 @@
-"""NVISA as one would write it first in PyTorch: the peer of `benchmarks/training.py`.
+"""NVISA as one would write it first in PyTorch: the peer of `benchmarks/training_speed.py`.
 
 The same network and objective as `training` (`PlainNVISA.copy_from` takes its weights), with nothing done for
 speed: a DataLoader over rows, `torch.distributions`, y joined to the hidden features as a one-hot vector, the
