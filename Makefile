@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint format protos bench-digits clean
+.PHONY: help demo test lint format protos bench-digits bench-training clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,5 +39,8 @@ protos: $(INSTALLED) ## regenerate serving/pb from protos/
 bench-digits: $(INSTALLED) ## NVISA beside KMeans and GaussianMixture on digits, five seeds
 	$(BIN)/python benchmarks/digits.py
 
+bench-training: $(INSTALLED) ## time of a training step beside its floor, a plain PyTorch loop and ClustPy's VaDE
+	$(BIN)/python benchmarks/training_speed.py --peer-venv .venv-peers $(ARGS)
+
 clean: ## remove what make made
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) .venv-peers demo build *.egg-info

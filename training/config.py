@@ -14,7 +14,7 @@ from training.precision import Precision
 from training.rows import Memory
 
 # What changes how a run is executed, not what it computes: free to differ between a fit and its resume.
-EXECUTION = {"epochs", "device", "memory", "checkpoint_seconds"}
+EXECUTION = {"epochs", "device", "memory", "cuda_graph", "checkpoint_seconds"}
 
 
 class TrainingConfig(BaseModel):
@@ -113,6 +113,7 @@ class TrainingConfig(BaseModel):
     precision: Precision = Field(
         "auto", description="matrix products: float32, low (bfloat16), or low where it is faster"
     )
+    cuda_graph: bool = Field(True, description="on a GPU, run each step as the replay of one CUDA graph")
     checkpoint_seconds: float = Field(30.0, ge=0, description="least time between two checkpoints")
 
     @model_validator(mode="after")

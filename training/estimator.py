@@ -101,6 +101,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         device: str = "auto",
         memory: str = "auto",
         precision: str = "auto",
+        cuda_graph: bool = True,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
@@ -137,6 +138,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.device = device
         self.memory = memory
         self.precision = precision
+        self.cuda_graph = cuda_graph
         self.random_state = random_state
         self.verbose = verbose
 

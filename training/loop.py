@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from training.config import TrainingConfig
 from training.divergence import DivergedError, trouble
 from training.initialise import assign_rows, initialise_gmm, initialise_umap
 from training.model import Baseline, NVISAModel
-from training.precision import matrix_products
 from training.rows import Rows, fetch, moments, part_rows
-from training.schedule import batches, epoch_generator
+from training.schedule import batches
 from training.selection import warm_bound
 from training.state import CHECKPOINT_FILE, Run, restore_run, save_run
-from training.step import batch_objective
+from training.update import Updates
 
 MAX_ROLLBACKS = 5
 # Leading eigenvalue of MNIST's covariance in units of x / 256: the data at which the paper starts ε at 1.
@@ -83,8 +82,9 @@ def train(
             save_run(run, checkpoint, config)
     saved = time.monotonic()
     good = {name: value.clone() for name, value in run.tensors().items()}
+    updates = Updates(run, config)
     while run.epoch < config.total_epochs:
-        record = _train_epoch(run, rows, config)
+        record = _train_epoch(run, rows, config, updates)
         if (wrong := trouble(record["bound"], run.history)) is not None:
             _roll_back(run, good, wrong, say)
             continue
@@ -133,7 +133,9 @@ def _build(config: TrainingConfig, rows: Rows, spec: InputSpec) -> Run:
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others},
     ]
-    optimiser = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
+    # The rate is a tensor on the device, and so are Adam's step counts, for the sake of CUDA graphs.
+    rate = torch.tensor(config.learning_rate, device=rows.device)
+    optimiser = torch.optim.Adam(groups, lr=rate, fused=True, capturable=rows.device.type == "cuda")
     return Run(model, baseline, optimiser)
 
 
@@ -164,8 +166,8 @@ def _initialise(run: Run, rows: Rows, config: TrainingConfig, say: Say) -> None:
         run.start = initialise_umap(run.model, rows, config, say)
 
 
-def _train_epoch(run: Run, rows: Rows, config: TrainingConfig) -> dict[str, Any]:
-    """One epoch; the host waits for the device once, at its end."""
+def _train_epoch(run: Run, rows: Rows, config: TrainingConfig, updates: Updates) -> dict[str, Any]:
+    """One epoch; the host waits for the device at its ends alone."""
     began = time.perf_counter()
     epsilon_x, epsilon_z = epsilons(config, run.epoch, float(run.model.first_epsilon_x))
     run.model.epsilon_x.fill_(epsilon_x)
@@ -174,24 +176,12 @@ def _train_epoch(run: Run, rows: Rows, config: TrainingConfig) -> dict[str, Any]
         run.epoch, config.learning_rate, config.learning_rate_factor, config.learning_rate_every
     )
     for group in run.optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"].fill_(rate)
     if config.anchor > 0 and run.epoch % config.epsilon_every == 0 and _has_clusters(run, config):
         run.anchors = assign_rows(run.model, rows)
-    generator = epoch_generator(config.seed, run.epoch, rows.device)
-    bound = torch.zeros((), device=rows.device, dtype=torch.float64)
-    usage = torch.zeros(config.n_clusters, device=rows.device)
-    steps = 0
-    for index, raw in fetch(rows, batches(len(rows), config.batch_size, generator)):
-        x = run.model.preprocess(raw, generator)
-        with matrix_products(rows.device, config.precision):
-            anchors = run.anchors[index] if run.anchors is not None else None
-            step = batch_objective(run.model, run.baseline, x, config, generator, anchors)
-        run.optimiser.zero_grad()
-        (-step.objective.surrogate.mean()).backward()
-        run.optimiser.step()
-        bound += step.objective.bound.mean()
-        usage += step.mean_q_y
-        steps += 1
+    updates.begin(run.epoch)
+    updates.take(_epoch_batches(rows, run.anchors, config, updates.generator))
+    bound, usage, steps = updates.bound, updates.usage, updates.steps
     finite = torch.stack([p.isfinite().all() for p in run.model.parameters()]).all()
     shares = usage / steps
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
@@ -205,6 +195,14 @@ def _train_epoch(run: Run, rows: Rows, config: TrainingConfig) -> dict[str, Any]
         "effective_clusters": effective,
         "seconds": time.perf_counter() - began,
     }
+
+
+def _epoch_batches(
+    rows: Rows, anchors: Tensor | None, config: TrainingConfig, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Raw rows and, while there are any, the anchors of an epoch's batches."""
+    for index, raw in fetch(rows, batches(len(rows), config.batch_size, generator)):
+        yield raw, anchors[index] if anchors is not None else None
 
 
 def _roll_back(run: Run, good: Mapping[str, Tensor], wrong: str, say: Say) -> None:

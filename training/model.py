@@ -11,9 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from serving.bundle import InputSpec
 from training.config import TrainingConfig
+from training.decoding import bernoulli, decoded_log_likelihood, gaussian
 from training.densities import (
     bernoulli_log_likelihood,
     bounded_std,
@@ -32,6 +34,8 @@ from training.networks import (
 )
 
 GREY_LEVELS = 256
+# Values of the largest [samples, B, D] block that is kept for the backward pass: 64 MiB of float32.
+CHUNK_VALUES = 2**24
 
 
 class Encoding(NamedTuple):
@@ -80,6 +84,8 @@ class NVISAModel(nn.Module):
         self.prior_raw_std = nn.Parameter(torch.zeros(n_clusters, latent))
         convolves = config.decoder == "conv"
         self.decoder = conv_decoder(latent, spec) if convolves else mlp(latent, config.hidden_sizes[::-1])
+
+        self.widest = max(width, self.decoder.out_features, *(len(p) for p in self.decoder.parameters()))
 
         def head() -> nn.Module:
             top = self.decoder.out_features
@@ -135,13 +141,24 @@ class NVISAModel(nn.Module):
         return Encoding(hidden, F.log_softmax(self.y_head(hidden), -1))
 
     def q_z(self, hidden: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of q(z|y,x): ``hidden (B, H)``, ``y (..., B)`` int64 -> two of ``(..., B, L)``."""
+        """Mean and std of q(z|y,x): ``hidden (B, H)``, ``y (..., B)`` int64 -> two of ``(..., B, L)``.
+
+        The head runs once for each distinct y there can be, or for each y given, whichever is less.
+        """
         features = self.z_from_x(hidden)
         if self.z_from_y is None:
-            features = features.expand(*y.shape, -1)
-        else:
-            # A product, not a look-up: its gradient is summed in float32 even when features are bfloat16.
-            features = features + F.one_hot(y, self.n_clusters).to(features.dtype) @ self.z_from_y
+            mean, std = self._z_head(features)
+            return mean.expand(*y.shape, -1), std.expand(*y.shape, -1)
+        if y[..., 0].numel() > self.n_clusters:
+            # (K, B, H): what each y would give.
+            mean, std = self._z_head(features + self.z_from_y.to(features.dtype).unsqueeze(1))
+            chosen = y.unsqueeze(-1).flatten(0, -3).expand(-1, -1, mean.shape[-1])
+            shape = (*y.shape, mean.shape[-1])
+            return mean.gather(0, chosen).view(shape), std.gather(0, chosen).view(shape)
+        # A product, not a look-up: its gradient is summed in float32 even when features are bfloat16.
+        return self._z_head(features + F.one_hot(y, self.n_clusters).to(features.dtype) @ self.z_from_y)
+
+    def _z_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         features = F.leaky_relu(features, NEGATIVE_SLOPE)
         return self.z_mean(features), bounded_std(self.z_raw_std(features), self.epsilon_z)
 
@@ -150,8 +167,30 @@ class NVISAModel(nn.Module):
         return F.embedding(y, self.prior_mean), bounded_std(F.embedding(y, self.prior_raw_std), 1.0)
 
     def log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z): ``x (B, D)``, ``z (M, B, L)`` -> ``(M, B)`` in nats."""
+        """log p(x|z): ``x (B, D)``, ``z (M, B, L)`` -> ``(M, B)`` in nats.
+
+        Many samples are decoded in chunks, which the backward pass decodes again, so that memory for the
+        ``[M, B, D]`` outputs does not grow with M.
+        """
+        n_samples, chunk = len(z), self._samples_at_once(len(x))
+        if n_samples <= chunk:
+            return self._log_p_x(x, z)
+        parts = [
+            checkpoint(self._log_p_x, x, part, use_reentrant=False, preserve_rng_state=False)
+            for part in z.split(chunk)
+        ]
+        return torch.cat(parts)
+
+    def _samples_at_once(self, batch: int) -> int:
+        """Samples to decode together, for ``[chunk, B, widest layer]`` blocks of at most `CHUNK_VALUES`."""
+        return max(1, CHUNK_VALUES // (batch * self.widest))
+
+    def _log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
         hidden = self._decode(z)
+        heads = [head for head in (self.x_mean, self.x_raw_std) if isinstance(head, nn.Linear)]
+        if hidden.device.type == "cpu" and heads:
+            density = bernoulli if self.x_raw_std is None else gaussian
+            return decoded_log_likelihood(density, x, hidden, heads, self.epsilon_x)
         if self.x_raw_std is None:
             return bernoulli_log_likelihood(x, self.x_mean(hidden))
         return gaussian_log_likelihood(x, self.x_mean(hidden), self.x_raw_std(hidden), self.epsilon_x)

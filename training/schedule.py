@@ -15,11 +15,15 @@ from torch import Tensor
 MIN_STEPS = 10
 
 
-def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
-    """Generator of one epoch; negative epochs are for what happens before the first."""
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What an epoch's generator is seeded with; negative epochs are for what happens before the first."""
     entropy = (seed, 0 if epoch >= 0 else 1, abs(epoch))
-    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-    return torch.Generator(device).manual_seed(state & (2**63 - 1))
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) & (2**63 - 1)
+
+
+def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
+    """Generator of one epoch."""
+    return torch.Generator(device).manual_seed(epoch_seed(seed, epoch))
 
 
 def batches(n_rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

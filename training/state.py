@@ -62,17 +62,33 @@ class Run:
         return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take `tensors` back, in place."""
+        """Take `tensors` back, in place: a CUDA graph knows parameters and moments by their addresses.
+
+        Moments that are not among them start from zero, as Adam's do.
+        """
         self.model.load_state_dict(_under(tensors, "model."))
         if self.baseline is not None:
             self.baseline.load_state_dict(_under(tensors, "baseline."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "adam.").items():
-            index, key = name.split(".")
-            # Adam takes tensors as they are, and a rollback may need these a second time.
-            moments.setdefault(int(index), {})[key] = value.clone()
-        state = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+        moments = _under(tensors, "adam.")
+        if moments and not self.optimiser.state:
+            make_moments(self.optimiser)
+        for index, state in self.optimiser.state_dict()["state"].items():
+            for name, value in state.items():
+                if (key := f"{index}.{name}") in moments:
+                    value.copy_(moments[key])
+                else:
+                    value.zero_()
+
+
+def make_moments(optimiser: torch.optim.Adam) -> None:
+    """Give a fresh, fused Adam the moments and step counts, zero, that it makes itself in its first step."""
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            optimiser.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
 
 
 def save_run(run: Run, path: Path, config: TrainingConfig) -> None:

@@ -97,9 +97,7 @@ def _enumerated(
 
 def rows_at_once(model: NVISAModel, n_samples: int) -> int:
     """How many rows `row_bounds` takes so that a ``[samples, rows, widest layer]`` block is under 128 MiB."""
-    layers = [model.z_from_x.out_features, model.decoder.out_features]
-    layers += [len(parameter) for parameter in model.decoder.parameters()]
-    widest = max(model.spec.row_size, *layers)
+    widest = max(model.widest, model.z_from_x.out_features)
     return max(1, BLOCK_VALUES // (n_samples * model.n_clusters * widest))
 
 

@@ -1,22 +1,21 @@
-"""Training on a GPU: it learns, resumes, agrees with the CPU, and never waits for the device in a step."""
+"""Training on a GPU: it learns, resumes, agrees with the CPU, and never waits for the device in an epoch."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from training import NVISA
+from training import NVISA, loop
 from training.config import TrainingConfig
 from training.data import describe
 from training.export import to_onnx
 from training.fit import fit
-from training.loop import _build
-from training.model import NVISAModel
-from training.precision import matrix_products
+from training.loop import _build, _epoch_batches, _train_epoch, train
 from training.rows import MappedRows, fetch
-from training.schedule import batches, epoch_generator
-from training.step import batch_objective
+from training.update import Updates
 
 pytestmark = pytest.mark.gpu
 
@@ -27,6 +26,23 @@ def images() -> np.ndarray:
     centres = random.integers(40, 215, size=(4, 1, 12, 12))
     x = centres + random.normal(0, 12, size=(4, 250, 12, 12))
     return np.clip(x, 0, 255).astype(np.uint8).reshape(-1, 12, 12)
+
+
+def config(**changes) -> TrainingConfig:
+    values = {"n_clusters": 4, "hidden_sizes": (64,), "epochs": 4, "epsilon_every": 1, "precision": "float32"}
+    return TrainingConfig(**values | {"checkpoint_seconds": 0} | changes)
+
+
+def tensors(run) -> dict[str, torch.Tensor]:
+    return {name: value.cpu().clone() for name, value in run.tensors().items()}
+
+
+def assert_close(found, expected, **tolerance) -> None:
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(
+            found[name], expected[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance
+        )
 
 
 def test_fit_on_cuda_learns_and_predicts_as_on_the_cpu(images, tmp_path):
@@ -77,23 +93,102 @@ def test_batches_from_the_host_are_theirs_and_nobody_waits_for_them(images):
         assert torch.equal(raw, resident[index])
 
 
-@pytest.mark.parametrize("objective", ["vimco", "elbo"])
-def test_no_host_synchronisation_in_a_step(images, objective):
-    config = TrainingConfig(n_clusters=4, objective=objective, hidden_sizes=(64,))
+FORMS = [
+    {},
+    {"pathwise_z": True, "precision": "auto"},
+    {"objective": "elbo"},
+    {"objective": "nvil"},
+    {"likelihood": "bernoulli"},
+    {"network": "conv", "augment": True, "anchor": 1.0, "pathwise_z": True},
+    {"n_importance_samples": 1200},
+]
+
+
+@pytest.mark.parametrize("changes", FORMS, ids=lambda changes: "-".join(changes) or "paper")
+def test_no_host_synchronisation_within_an_epoch(images, changes):
+    settings = config(**changes)
     rows = torch.from_numpy(images).cuda()
-    run = _build(config, rows, describe(images))
-    assert isinstance(run.model, NVISAModel)
-    generator = epoch_generator(0, 0, rows.device)
-    index = next(batches(len(rows), 128, generator))
-    for attempt in range(2):  # the first step allocates Adam's state
-        torch.cuda.set_sync_debug_mode("error" if attempt else "default")
-        try:
-            x = run.model.preprocess(rows[index], generator)
-            with matrix_products(rows.device, "auto"):
-                step = batch_objective(run.model, None, x, config, generator)
-            run.optimiser.zero_grad()
-            (-step.objective.surrogate.mean()).backward()
-            run.optimiser.step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(step.objective.bound).all()
+    for graph in (True, False):
+        run = _build(settings, rows, describe(images))
+        updates = Updates(run, settings.model_copy(update={"cuda_graph": graph}))
+        anchors = torch.zeros(len(rows), dtype=torch.long, device="cuda") if settings.anchor else None
+        for epoch in range(2):  # the first captures, and allocates Adam's state
+            torch.cuda.set_sync_debug_mode("error" if epoch else "default")
+            try:
+                updates.begin(epoch)
+                updates.take(_epoch_batches(rows, anchors, settings, updates.generator))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert math.isfinite(updates.bound.item())
+
+
+@pytest.mark.parametrize("changes", FORMS, ids=lambda changes: "-".join(changes) or "paper")
+def test_a_graph_trains_as_steps_one_by_one_do(images, changes):
+    """Over two epochs: another ε and another learning rate in the second reach the captured step."""
+    settings = config(**changes, learning_rate_every=1)
+    rows = torch.from_numpy(images).cuda()
+    outcomes = []
+    for graph in (True, False):
+        own = settings.model_copy(update={"cuda_graph": graph})
+        run = _build(own, rows, describe(images))
+        updates = Updates(run, own)
+        records = []
+        for run.epoch in range(2):
+            records.append(_train_epoch(run, rows, own, updates))
+        assert records[1]["epsilon_x"] < records[0]["epsilon_x"]
+        assert records[1]["learning_rate"] < records[0]["learning_rate"]
+        outcomes.append((tensors(run), [record["bound"] for record in records]))
+    assert outcomes[0][1] == pytest.approx(outcomes[1][1], rel=1e-2)
+    assert_close(outcomes[0][0], outcomes[1][0], rtol=0.05, atol=2e-3)
+
+
+def test_replays_draw_anew(images):
+    settings = config()
+    rows = torch.from_numpy(images).cuda()
+    run = _build(settings, rows, describe(images))
+    for group in run.optimiser.param_groups:
+        group["lr"].zero_()
+    updates = Updates(run, settings)
+    batch, bounds = rows[:100], []
+    for epoch in (0, 0, 1):
+        updates.begin(epoch)
+        for _ in range(3):
+            before = updates.bound.item()
+            updates.take([(batch, None)])
+            bounds.append(updates.bound.item() - before)
+    assert bounds[:3] == pytest.approx(bounds[3:6], rel=1e-5), "a function of the seed and the epoch"
+    assert len({round(bound, 3) for bound in [*bounds[:3], *bounds[6:]]}) == 6
+
+
+def test_rollback_reaches_the_captured_step(images, monkeypatch):
+    rows = torch.from_numpy(images).cuda()
+    real, seen = loop._train_epoch, []
+
+    def poisoned(run, *arguments):
+        if run.epoch == 2:
+            seen.append(tensors(run))
+        record = real(run, *arguments)
+        return record | {"bound": math.nan} if run.epoch == 2 and len(seen) < 3 else record
+
+    monkeypatch.setattr(loop, "_train_epoch", poisoned)
+    run = train(config(), rows, describe(images))
+    assert run.rollbacks == 2
+    assert_close(seen[0], seen[1], rtol=0, atol=0)
+    assert_close(seen[0], seen[2], rtol=0, atol=0)
+    assert run.history[3]["bound"] > run.history[0]["bound"]
+
+
+def test_resume_goes_on_as_if_never_stopped(images, tmp_path):
+    rows, spec = torch.from_numpy(images).cuda(), describe(images)
+    whole = train(config(), rows, spec)
+    train(config(epochs=2), rows, spec, directory=tmp_path)
+    resumed = train(config(), rows, spec, directory=tmp_path, resume=True)
+    assert_close(tensors(resumed), tensors(whole), rtol=0.05, atol=2e-3)
+    assert resumed.history[3]["bound"] == pytest.approx(whole.history[3]["bound"], rel=1e-3)
+
+
+def test_a_graph_can_be_left_out_of_a_resume(images, tmp_path):
+    rows, spec = torch.from_numpy(images).cuda(), describe(images)
+    train(config(epochs=2), rows, spec, directory=tmp_path)
+    resumed = train(config(cuda_graph=False), rows, spec, directory=tmp_path, resume=True)
+    assert resumed.epoch == 4

@@ -254,3 +254,52 @@ def test_pathwise_z_has_the_gradient_of_the_score_function_and_less_variance_whe
     assert ((means[False] - means[True]).abs() < 5 * error).all()
     assert means[True].abs().max() > 10 * error.max(), "the gradient is lost in the noise"
     assert variances[True].sum() < 0.5 * variances[False].sum()
+
+
+@pytest.mark.parametrize("mean_field", [False, True])
+def test_z_head_once_for_each_cluster_is_the_head_for_each_sample(mean_field):
+    model = small_model(mean_field=mean_field)
+    hidden = model.encode(torch.rand(5, 16)).hidden.detach().requires_grad_()
+    y = torch.randint(0, K, (4 * K, 5), generator=torch.Generator().manual_seed(0))
+    leaves = [hidden, *(p for n, p in model.named_parameters() if n.startswith("z_"))]
+
+    def outcome(parts):
+        mean, std = (
+            torch.cat(values) for values in zip(*(model.q_z(hidden, part) for part in parts), strict=True)
+        )
+        weights = torch.linspace(-1, 1, mean.numel()).view_as(mean)
+        return mean, std, torch.autograd.grad((weights * (mean + std.log())).sum(), leaves)
+
+    torch.testing.assert_close(outcome([y]), outcome(y.split(K)))
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_many_samples_in_chunks_give_the_same_gradient_and_keep_less(likelihood, monkeypatch):
+    """What is kept for the backward pass must not grow with M times the width of a row."""
+    spec = InputSpec(dtype="uint8", shape=(16, 16), meaning="image")
+    torch.manual_seed(0)
+    settings = {"n_clusters": K, "latent_dim": L, "hidden_sizes": (8,), "likelihood": likelihood}
+    model = NVISAModel(TrainingConfig(**settings), spec)
+    x = torch.rand(4, 256).round()
+
+    def outcome(n_samples, chunk_values):
+        monkeypatch.setattr("training.model.CHUNK_VALUES", chunk_values)
+        kept = {}
+
+        def pack(tensor):
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        config = TrainingConfig(**settings, n_importance_samples=n_samples)
+        generator = torch.Generator().manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            step = batch_objective(model, None, x, config, generator)
+        gradient = torch.autograd.grad(step.objective.surrogate.mean(), list(model.parameters()))
+        return step.objective.bound, gradient, sum(kept.values())
+
+    whole, in_chunks = outcome(40, 2**24), outcome(40, 4 * 4 * 256)
+    torch.testing.assert_close(whole[:2], in_chunks[:2], rtol=1e-4, atol=1e-4)
+    outputs = 40 * 4 * 256
+    assert whole[2] > outputs, "the test counts the wrong things"
+    assert in_chunks[2] < outputs / 2
+    assert outcome(160, 4 * 4 * 256)[2] < 4 * in_chunks[2]
