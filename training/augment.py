@@ -14,12 +14,19 @@ from serving.bundle import InputSpec
 TURN = math.radians(10)
 LOG_SCALE = 0.1
 SHEAR = 0.14
+LEAST_SIDE = 16
 SHIFT = 1 / 7  # of half the image: two pixels of MNIST's 28
 
 
 def augments(augment: Literal["auto"] | bool, spec: InputSpec) -> bool:
-    """Whether to change rows: as told, or ``"auto"``, where they are images."""
-    return spec.meaning == "image" and len(spec.shape) in (2, 3) if augment == "auto" else augment
+    """Whether to change rows: as told, or ``"auto"``, where they are `large_images`."""
+    return large_images(spec) if augment == "auto" else augment
+
+
+def large_images(spec: InputSpec) -> bool:
+    """Whether rows are images of enough pixels for convolutions, and for changes that are no mere blur."""
+    is_image = spec.meaning == "image" and len(spec.shape) in (2, 3)
+    return is_image and min(channels_first(spec)[1:]) >= LEAST_SIDE
 
 
 def channels_first(spec: InputSpec) -> tuple[int, int, int]:

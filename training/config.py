@@ -95,7 +95,7 @@ class TrainingConfig(BaseModel):
     augment: Literal["auto"] | bool = Field(
         False,
         description="anchor q(y|x) on slightly shifted, turned and scaled images too (images only); auto: "
-        "where rows are images",
+        "for images of at least 16 pixels a side",
     )
     balance: float = Field(
         0.0,

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from serving.bundle import InputSpec
-from training.augment import channels_first, to_images, to_rows
+from training.augment import channels_first, large_images, to_images, to_rows
 
 NEGATIVE_SLOPE = 0.2
 CHANNELS = (16, 32, 64)
 SMALLEST_SIDE = 4
-LEAST_CONV_SIDE = 16
 
 
 class Trunk(nn.Sequential):
@@ -139,11 +138,9 @@ def _convolution(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d
 
 def network_for(network: str, spec: InputSpec) -> str:
     """The kind of encoder meant by ``"auto"``: convolutions where images are large enough for them."""
-    if network != "auto":
-        return network
-    if spec.meaning != "image" or len(spec.shape) not in (2, 3):
-        return "mlp"
-    return "conv" if min(channels_first(spec)[1:]) >= LEAST_CONV_SIDE else "mlp"
+    if network == "auto":
+        return "conv" if large_images(spec) else "mlp"
+    return network
 
 
 # The encoder's hidden layers: from the description of a row and the hidden sizes to a trunk.
