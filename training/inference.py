@@ -17,7 +17,7 @@ BATCH = 4096
 BOUND_EPOCH = -(10**7)
 
 
-def _parts(model: NVISAModel, x: np.ndarray, size: int) -> Iterator[Tensor]:
+def parts(model: NVISAModel, x: np.ndarray, size: int) -> Iterator[Tensor]:
     """Rows on the model's device, ``size`` at a time."""
     for start in range(0, len(x), size):
         yield torch.from_numpy(np.ascontiguousarray(x[start : start + size])).to(model.shift.device)
@@ -26,14 +26,14 @@ def _parts(model: NVISAModel, x: np.ndarray, size: int) -> Iterator[Tensor]:
 @torch.no_grad()
 def probabilities(model: NVISAModel, x: np.ndarray) -> np.ndarray:
     """q(y|x): ``(n, *shape) -> (n, K)``, float32."""
-    return torch.cat([model(part).cpu() for part in _parts(model, x, BATCH)]).numpy()
+    return torch.cat([model(part).cpu() for part in parts(model, x, BATCH)]).numpy()
 
 
 @torch.no_grad()
 def codes(model: NVISAModel, x: np.ndarray) -> np.ndarray:
     """Mean of q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
     found = []
-    for part in _parts(model, x, BATCH):
+    for part in parts(model, x, BATCH):
         encoding = model.encode(model.preprocess(part))
         found.append(model.q_z(encoding.hidden, encoding.log_q_y.argmax(-1))[0].cpu())
     return torch.cat(found).numpy()
@@ -44,7 +44,7 @@ def sample_posterior(model: NVISAModel, x: np.ndarray, seed: int) -> np.ndarray:
     """z ~ q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
     generator = torch.Generator(model.shift.device).manual_seed(seed)
     found = []
-    for part in _parts(model, x, BATCH):
+    for part in parts(model, x, BATCH):
         encoding = model.encode(model.preprocess(part))
         found.append(sample_normal(*model.q_z(encoding.hidden, encoding.log_q_y.argmax(-1)), generator).cpu())
     return torch.cat(found).numpy()
@@ -62,7 +62,7 @@ def typicality(model: NVISAModel, z: np.ndarray, clusters: np.ndarray) -> np.nda
 def bounds(model: NVISAModel, x: np.ndarray, n_samples: int) -> np.ndarray:
     """Lower bound of log p(x) in nats for each row, `training.step.row_bounds`: float32 ``(n,)``."""
     found = []
-    for part in _parts(model, x, rows_at_once(model, n_samples)):
+    for part in parts(model, x, rows_at_once(model, n_samples)):
         generator = epoch_generator(0, BOUND_EPOCH, part.device)
         found.append(row_bounds(model, model.preprocess(part), n_samples, generator).cpu())
     return torch.cat(found).numpy()
