@@ -41,6 +41,7 @@ SMALLEST_CLUSTER = 100
 # Least relative step of the kept energies: rows that occur many times all have one energy, and a rank that
 # jumped there would turn rounding into a different answer.
 _LEAST_STEP = 1e-5
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Terms(NamedTuple):
@@ -101,8 +102,7 @@ class NoveltyHead(nn.Module):
         The piecewise linear function through (energies, LEVELS) as a sum of ramps, one for each step.
         """
         energy = terms.energy(self.sigma)
-        largest = torch.full_like(energy, torch.finfo(torch.float32).max)
-        energy = torch.where(energy < largest, energy, largest)  # not a number is not less than anything
+        energy = torch.where(energy < _LARGEST, energy, _LARGEST)  # not a number is not less than anything
         left = F.embedding(terms.cluster, self.left)
         slope = F.embedding(terms.cluster, self.slope)
         ramps = ((energy.unsqueeze(-1) - left) * slope).clamp(0, 1)
