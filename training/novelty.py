@@ -41,6 +41,7 @@ SMALLEST_CLUSTER = 100
 # Least relative step of the kept energies: rows that occur many times all have one energy, and a rank that
 # jumped there would turn rounding into a different answer.
 _LEAST_STEP = 1e-5
+_FARTHEST = 1e37
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -125,17 +126,22 @@ def terms(model: NVISAModel, x: Tensor) -> Terms:
 @torch.no_grad()
 def calibrate(model: NVISAModel, x: np.ndarray) -> Ranks:
     """Energies of training rows ``x (n, *shape)``, for novelty to be a rank among them."""
-    found = [terms(model, model.preprocess(part)) for part in parts(model, x, BATCH)]
-    cluster = torch.cat([part.cluster for part in found]).cpu().numpy()
-    squared_error = torch.cat([part.squared_error for part in found]).double()
-    log_ratio = torch.cat([part.log_ratio for part in found]).double()
-    variance = squared_error.mean().item() / model.spec.row_size
+    found: list[list[np.ndarray]] = [[], [], []]  # three numbers a row, and not its probabilities
+    for part in parts(model, x, BATCH):
+        for values, kept in zip(terms(model, model.preprocess(part))[1:], found, strict=True):
+            kept.append(values.cpu().numpy())
+    cluster, squared_error, log_ratio = (np.concatenate(kept) for kept in found)
+    squared_error = squared_error.astype(np.float64)
+    # A model that was standardised on other rows may overflow on some of these: they are the farthest.
+    variance = float(squared_error[np.isfinite(squared_error)].mean()) / model.spec.row_size
     sigma = max(variance, float(np.finfo(np.float32).tiny)) ** 0.5
-    energy = (squared_error / (2 * sigma**2) - log_ratio).cpu().numpy()
+    with np.errstate(invalid="ignore"):
+        energy = squared_error / (2 * sigma**2) - log_ratio
+    energy = np.nan_to_num(energy, nan=_FARTHEST, posinf=_FARTHEST)
     of_all = np.quantile(energy, LEVELS)
     own = [energy[cluster == k] for k in range(model.n_clusters)]
-    kept = np.stack([np.quantile(e, LEVELS) if len(e) >= SMALLEST_CLUSTER else of_all for e in own])
-    return Ranks(sigma, _increasing(kept).astype(np.float32), len(x))
+    levels = np.stack([np.quantile(e, LEVELS) if len(e) >= SMALLEST_CLUSTER else of_all for e in own])
+    return Ranks(sigma, _increasing(levels).astype(np.float32), len(x))
 
 
 def _increasing(values: np.ndarray) -> np.ndarray:

@@ -138,6 +138,17 @@ def test_an_outlier_among_the_training_rows_leaves_the_other_ranks_alone():
     assert np.ptp(plain) > 0.9
 
 
+def test_training_rows_that_the_model_overflows_on_are_the_farthest_and_spoil_nothing():
+    model = model_of(FEATURES, n_clusters=1)
+    x = FEATURES.copy()
+    x[:4] = 1e36
+    ranks = calibrate(model, x)
+    assert np.isfinite(ranks.energies).all()
+    found = novelty(model, ranks, x)
+    assert (found[:4] > 0.98).all()
+    np.testing.assert_allclose(np.sort(found[4:]), np.linspace(0, 0.99, 396), atol=0.02)
+
+
 def test_training_rows_that_are_all_alike_are_like_the_training_rows():
     x = np.full((200, 5, 4), 7, np.uint8)
     model = model_of(x, n_clusters=1)
