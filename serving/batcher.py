@@ -201,17 +201,19 @@ class Batcher:
         metrics.rows.inc(batch.rows)
         finite = np.isfinite(batch.confidences)
         all_finite = bool(finite.all())
-        if all_finite:
-            metrics.tally.add(batch.clusters, batch.confidences)
-        else:
-            metrics.tally.add(batch.clusters[finite], batch.confidences[finite])
+        arrays: tuple[np.ndarray, ...] = (batch.clusters, batch.confidences, batch.probabilities)
+        if batch.novelty is not None:
+            arrays += (batch.novelty,)
+        clusters, confidences, _, *novelty = (
+            arrays if all_finite else tuple(values[finite] for values in arrays)
+        )
+        metrics.tally.add(clusters, confidences, *novelty)
         offset = 0
         for call, start, stop in batch.pieces:
             part = slice(offset, offset + stop - start)
             offset = part.stop
             if all_finite or finite[part].all():
-                arrays = (batch.clusters[part], batch.confidences[part], batch.probabilities[part])
-                if call.add(start, arrays, batch.started_ns):
+                if call.add(start, tuple(values[part] for values in arrays), batch.started_ns):
                     self._settle(call)
             else:
                 self._queue.remove(call)

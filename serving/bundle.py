@@ -13,10 +13,19 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from serving.files import sync_directory, write_synced
 
@@ -25,6 +34,7 @@ MANIFEST_FILE = "manifest.json"
 INPUT_NAME = "x"
 PROBABILITIES = "probabilities"
 CLUSTER = "cluster"
+NOVELTY = "novelty"
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ModelName = Annotated[str, StringConstraints(pattern=_NAME)]
@@ -111,6 +121,27 @@ class Reference(_Part):
     rows: int = Field(ge=1)
 
 
+class Novelty(_Part):
+    """What the graph's third output, ``novelty``, means, and what it costs.
+
+    Attributes
+    ----------
+    score
+        What is ranked, in words.
+    rows
+        Number of training rows it is a rank among.
+    cost_ratio
+        Multiply-accumulates of the graph over those it would have without.
+    max_abs_difference
+        Parity: largest difference from torch on the rows that `Parity` was taken on.
+    """
+
+    score: str
+    rows: int = Field(ge=1)
+    cost_ratio: float = Field(ge=1)
+    max_abs_difference: float = Field(ge=0)
+
+
 class TrainingSummary(_Part):
     """Where the model came from; ``scores`` only if labels were there to score with."""
 
@@ -125,9 +156,13 @@ class TrainingSummary(_Part):
 
 
 class Manifest(_Part):
-    """Everything a consumer must know of the graph beside it; the schema of ``manifest.json``."""
+    """Everything a consumer must know of the graph beside it; the schema of ``manifest.json``.
 
-    schema_version: Literal[1] = 1
+    A manifest has the lowest schema version that can say what it says, so that older consumers read whatever
+    they can use: 2 added ``novelty``, and a graph without it is still described by 1.
+    """
+
+    schema_version: Literal[1, 2] = 1
     name: ModelName
     version: int = Field(ge=1)
     input: InputSpec
@@ -138,10 +173,25 @@ class Manifest(_Part):
     opset: int
     parity: Parity
     reference: Reference
+    novelty: Novelty | None = None
     training: TrainingSummary
     package_version: str
     commit: str | None
     created: str = Field(description="ISO 8601, UTC")
+
+    @model_validator(mode="after")
+    def _novelty_is_said_once(self) -> Self:
+        said = (self.schema_version == 2, NOVELTY in self.outputs, self.novelty is not None)
+        if len(set(said)) != 1:
+            raise ValueError("novelty takes schema_version 2, an output of that name and its description")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_version_1_has_not(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialise(self)
+        if self.novelty is None:
+            del fields["novelty"]
+        return fields
 
     @model_validator(mode="after")
     def _one_cluster_per_id(self) -> Self:

@@ -22,6 +22,8 @@ class Answer:
         float32 ``(n_rows,)``, the probability of the assigned cluster.
     probabilities
         float32 ``(n_rows, n_clusters)``.
+    novelty
+        float32 ``(n_rows,)``, or ``None`` if the model does not say it.
     queue_ns, inference_ns
         Nanoseconds until the first row was handed to the model, and from then to the last row's result.
     """
@@ -29,8 +31,13 @@ class Answer:
     clusters: np.ndarray
     confidences: np.ndarray
     probabilities: np.ndarray
+    novelty: np.ndarray | None
     queue_ns: int
     inference_ns: int
+
+
+Part = tuple[np.ndarray, ...]
+"""The answer to some rows: clusters, confidences, probabilities, and novelty if the model says it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +55,7 @@ class Call:
     taken
         Rows that were handed to the model.
     parts
-        The answers that came back, by first row: clusters, confidences and probabilities.
+        The answers that came back, by first row.
     answered
         Rows in ``parts``.
     started_ns
@@ -60,11 +67,11 @@ class Call:
     deadline_ns: int | None
     arrived_ns: int
     taken: int = 0
-    parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
+    parts: dict[int, Part] = field(default_factory=dict)
     answered: int = 0
     started_ns: int = 0
 
-    def add(self, start: int, part: tuple[np.ndarray, np.ndarray, np.ndarray], started_ns: int) -> bool:
+    def add(self, start: int, part: Part, started_ns: int) -> bool:
         """Add the answer to the rows from ``start``; whether it was the last."""
         self.parts[start] = part
         self.answered += len(part[0])
@@ -74,16 +81,15 @@ class Call:
     def answer(self) -> Answer:
         """Put the parts together, in the order of the rows: runs may end in another than they began."""
         if len(self.parts) == 1:
-            clusters, confidences, probabilities = self.parts[0]
+            arrays = self.parts[0]
         else:
             parts = [self.parts[start] for start in sorted(self.parts)]
-            clusters, confidences, probabilities = (
-                np.concatenate(arrays) for arrays in zip(*parts, strict=True)
-            )
+            arrays = tuple(np.concatenate(same) for same in zip(*parts, strict=True))
+        clusters, confidences, probabilities, *rest = arrays
         queue_ns = self.started_ns - self.arrived_ns
-        return Answer(
-            clusters, confidences, probabilities, queue_ns, time.perf_counter_ns() - self.started_ns
-        )
+        inference_ns = time.perf_counter_ns() - self.started_ns
+        novelty = rest[0] if rest else None
+        return Answer(clusters, confidences, probabilities, novelty, queue_ns, inference_ns)
 
 
 Piece = tuple[Call, int, int]

@@ -16,6 +16,8 @@ from serving.bundle import Manifest
 from serving.drift import SlidingCounts, population_stability_index
 
 CONFIDENCE_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+# Of rows like the training data's, a tenth are in each tenth, one in a hundred above 0.99.
+NOVELTY_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999])
 _MODEL = ("model", "version")
 
 
@@ -38,25 +40,34 @@ class ClusterTally:
         self.confidence_counts = np.zeros(len(CONFIDENCE_EDGES) + 1, np.int64)
         self.confidence_sum = 0.0
         self.low_confidence_rows = 0
+        self.has_novelty = manifest.novelty is not None
+        self.novelty_counts = np.zeros(len(NOVELTY_EDGES) + 1, np.int64)
+        self.novelty_sum = 0.0
         self._low_confidence = low_confidence
         self._reference = np.asarray(manifest.reference.cluster_shares)
         self._recent = SlidingCounts(manifest.n_clusters, drift_window_rows)
 
-    def add(self, clusters: np.ndarray, confidences: np.ndarray) -> None:
+    def add(self, clusters: np.ndarray, confidences: np.ndarray, novelty: np.ndarray | None = None) -> None:
         """Count ``(n_rows,)`` answers."""
         counts = np.bincount(clusters, minlength=len(self.rows_per_cluster))
         self.rows_per_cluster += counts
-        # A bucket of Prometheus holds its upper edge, hence "left": edges[i - 1] < value <= edges[i].
-        buckets = np.searchsorted(CONFIDENCE_EDGES, confidences, side="left")
-        self.confidence_counts += np.bincount(buckets, minlength=len(self.confidence_counts))
+        self.confidence_counts += _histogram(confidences, CONFIDENCE_EDGES)
         self.confidence_sum += float(confidences.sum(dtype=np.float64))
         self.low_confidence_rows += int(np.count_nonzero(confidences < self._low_confidence))
         self._recent.add(counts)
+        if novelty is not None:
+            self.novelty_counts += _histogram(novelty, NOVELTY_EDGES)
+            self.novelty_sum += float(novelty.sum(dtype=np.float64))
 
     def drift(self) -> float:
         """Return the population stability index of the recent rows; NaN before the first."""
         counts = self._recent.counts()
         return population_stability_index(counts, self._reference) if counts.any() else float("nan")
+
+
+def _histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    # A bucket of Prometheus holds its upper edge, hence "left": edges[i - 1] < value <= edges[i].
+    return np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
 
 
 class ClusterCollector(Collector):
@@ -76,6 +87,12 @@ class ClusterCollector(Collector):
         confidence = HistogramMetricFamily(
             "nvisa_confidence", "Probability of the assigned cluster", labels=_MODEL
         )
+        novelty = HistogramMetricFamily(
+            "nvisa_novelty",
+            "Rank of a row among the training rows of its cluster, 1 the least likely; evenly spread if the "
+            "traffic is like the training data. Only of models exported with novelty",
+            labels=_MODEL,
+        )
         drift = GaugeMetricFamily(
             "nvisa_cluster_drift_psi",
             "Population stability index of the recent cluster mix against the training data's",
@@ -85,10 +102,15 @@ class ClusterCollector(Collector):
             for cluster, count in enumerate(tally.rows_per_cluster.tolist()):
                 rows.add_metric((*tally.labels, str(cluster)), count)
             doubtful.add_metric(tally.labels, tally.low_confidence_rows)
-            edges = [*(str(edge) for edge in CONFIDENCE_EDGES), "+Inf"]
-            cumulative = np.cumsum(tally.confidence_counts).tolist()
-            confidence.add_metric(
-                tally.labels, list(zip(edges, cumulative, strict=True)), tally.confidence_sum
-            )
+            buckets = _buckets(CONFIDENCE_EDGES, tally.confidence_counts)
+            confidence.add_metric(tally.labels, buckets, tally.confidence_sum)
+            if tally.has_novelty:
+                buckets = _buckets(NOVELTY_EDGES, tally.novelty_counts)
+                novelty.add_metric(tally.labels, buckets, tally.novelty_sum)
             drift.add_metric(tally.labels, tally.drift())
-        yield from (rows, doubtful, confidence, drift)
+        yield from (rows, doubtful, confidence, novelty, drift)
+
+
+def _buckets(edges: np.ndarray, counts: np.ndarray) -> list[tuple[str, float]]:
+    cumulative = np.cumsum(counts).tolist()
+    return list(zip([*(str(edge) for edge in edges), "+Inf"], cumulative, strict=True))

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from serving.bundle import CLUSTER, INPUT_NAME, PROBABILITIES, Bundle, BundleError
+from serving.bundle import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, Bundle, BundleError
 from serving.runtime import import_onnxruntime
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,14 @@ class Assignments:
         float32 ``(n_rows, n_clusters)``, q(y|x).
     clusters
         int64 ``(n_rows,)``, the most probable cluster of each row.
+    novelty
+        float32 ``(n_rows,)`` in [0, 1], how unlike the training rows a row is; ``None`` if the graph does not
+        say.
     """
 
     probabilities: np.ndarray
     clusters: np.ndarray
+    novelty: np.ndarray | None = None
 
     @property
     def confidences(self) -> np.ndarray:
@@ -86,10 +90,13 @@ class OnnxEngine:
         self._device = "cuda" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
         names = {value.name for value in self._session.get_inputs()}
         outputs = {value.name for value in self._session.get_outputs()}
-        if names != {INPUT_NAME} or not {PROBABILITIES, CLUSTER} <= outputs:
+        self._outputs = [PROBABILITIES, CLUSTER]
+        if bundle.manifest.novelty is not None:
+            self._outputs.append(NOVELTY)
+        if names != {INPUT_NAME} or not set(self._outputs) <= outputs:
             raise EngineError(
                 f"{bundle.path}: the graph has inputs {sorted(names)} and outputs {sorted(outputs)}; "
-                f"a bundle's graph has input {INPUT_NAME!r} and outputs {PROBABILITIES!r} and {CLUSTER!r}"
+                f"this bundle's graph should have input {INPUT_NAME!r} and outputs {self._outputs}"
             )
 
     @property
@@ -106,8 +113,8 @@ class OnnxEngine:
             If the run fails or its result has another shape than the manifest promises.
         """
         try:
-            probabilities, clusters = self._session.run(
-                [PROBABILITIES, CLUSTER], {INPUT_NAME: np.ascontiguousarray(x, dtype=self._spec.dtype)}
+            probabilities, clusters, *rest = self._session.run(
+                self._outputs, {INPUT_NAME: np.ascontiguousarray(x, dtype=self._spec.dtype)}
             )
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
             raise EngineError(f"inference failed: {error}") from error
@@ -116,7 +123,10 @@ class OnnxEngine:
                 f"the graph returned shapes {probabilities.shape} and {clusters.shape} "
                 f"for {len(x)} rows and {self._n_clusters} clusters"
             )
-        return Assignments(probabilities=probabilities, clusters=clusters)
+        novelty = rest[0] if rest else None
+        if novelty is not None and novelty.shape != (len(x),):
+            raise EngineError(f"the graph returned novelty of shape {novelty.shape} for {len(x)} rows")
+        return Assignments(probabilities=probabilities, clusters=clusters, novelty=novelty)
 
 
 def available_cpus() -> int:
@@ -181,18 +191,23 @@ class FakeEngine:
     ----------
     n_clusters
         Number of clusters.
+    novelty
+        Whether to say a novelty: the sum of a row modulo 101, in hundredths.
     """
 
     device = "cpu"
 
-    def __init__(self, n_clusters: int = 10) -> None:
+    def __init__(self, n_clusters: int = 10, *, novelty: bool = False) -> None:
         self.n_clusters = n_clusters
+        self.novelty = novelty
         self.batch_sizes: list[int] = []
 
     def assign(self, x: np.ndarray) -> Assignments:
         """Assign deterministically, by arithmetic a test can repeat; records the batch size."""
         self.batch_sizes.append(len(x))
-        clusters = x.reshape(len(x), -1).sum(axis=1).astype(np.int64) % self.n_clusters
+        sums = x.reshape(len(x), -1).sum(axis=1).astype(np.int64)
+        clusters = sums % self.n_clusters
         probabilities = np.full((len(x), self.n_clusters), 0.1 / max(1, self.n_clusters - 1), np.float32)
         probabilities[np.arange(len(x)), clusters] = 0.9
-        return Assignments(probabilities=probabilities, clusters=clusters)
+        novelty = (sums % 101 / 100).astype(np.float32) if self.novelty else None
+        return Assignments(probabilities=probabilities, clusters=clusters, novelty=novelty)

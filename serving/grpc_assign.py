@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 
 from serving.batcher import Answer
-from serving.bundle import InputSpec
+from serving.bundle import InputSpec, Manifest
 from serving.errors import InvalidInput
 from serving.inputs import check_dtype, from_bytes, from_numbers
 from serving.model_messages import DATA_TYPES, describe
@@ -40,6 +40,8 @@ class ClusterService(ClusterServiceServicer):
         """Assign every row of the batch to a cluster."""
         start = time.perf_counter_ns()
         model = self._repository.get(request.model_name, request.model_version)
+        if request.want_novelty:
+            check_novelty(model.manifest)
         x = read_tensor(model.manifest.input, request.input)
         answer = await model.batcher.assign(x, deadline_ns=deadline_ns(context))
         reply = pb.AssignResponse(
@@ -48,8 +50,13 @@ class ClusterService(ClusterServiceServicer):
             model_version=model.manifest.version,
             n_clusters=model.manifest.n_clusters,
         )
-        as_data = bool(request.input.data)
-        write_answer(reply, answer, as_data=as_data, want_probabilities=request.want_probabilities)
+        write_answer(
+            reply,
+            answer,
+            as_data=bool(request.input.data),
+            want_probabilities=request.want_probabilities,
+            want_novelty=request.want_novelty,
+        )
         reply.timings.queue_ns = answer.queue_ns
         reply.timings.inference_ns = answer.inference_ns
         reply.timings.total_ns = time.perf_counter_ns() - start
@@ -70,6 +77,15 @@ class ClusterService(ClusterServiceServicer):
         repository = self._repository
         models = [describe(model, model is repository.find(model.name)) for model in repository.models()]
         return pb.ListModelsResponse(models=models, limits=self._limits)
+
+
+def check_novelty(manifest: Manifest) -> None:
+    """Raise `InvalidInput` if the model does not say novelty."""
+    if manifest.novelty is None:
+        raise InvalidInput(
+            f"model {manifest.name} version {manifest.version} does not say novelty; leave want_novelty "
+            "unset, or serve a version exported with: nvisa-train export --with-novelty"
+        )
 
 
 def read_tensor(spec: InputSpec, tensor: pb.Tensor) -> np.ndarray:
@@ -93,7 +109,7 @@ def read_tensor(spec: InputSpec, tensor: pb.Tensor) -> np.ndarray:
 
 
 def write_answer(
-    reply: pb.AssignResponse, answer: Answer, *, as_data: bool, want_probabilities: bool
+    reply: pb.AssignResponse, answer: Answer, *, as_data: bool, want_probabilities: bool, want_novelty: bool
 ) -> None:
     """Put ``answer`` into ``reply``, as bytes or as numbers."""
     if as_data:
@@ -101,8 +117,12 @@ def write_answer(
         reply.confidences_data = answer.confidences.astype("<f4", copy=False).tobytes()
         if want_probabilities:
             reply.probabilities_data = answer.probabilities.astype("<f4", copy=False).tobytes()
+        if want_novelty and answer.novelty is not None:
+            reply.novelty_data = answer.novelty.astype("<f4", copy=False).tobytes()
         return
     reply.clusters.extend(answer.clusters.tolist())
     reply.confidences.extend(answer.confidences.tolist())
     if want_probabilities:
         reply.probabilities.extend(answer.probabilities.ravel().tolist())
+    if want_novelty and answer.novelty is not None:
+        reply.novelty.extend(answer.novelty.tolist())

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import grpc
 import numpy as np
 
-from serving.bundle import CLUSTER, INPUT_NAME, PROBABILITIES, InputSpec, Manifest, parse_version
+from serving.bundle import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, InputSpec, Manifest, parse_version
 from serving.errors import InvalidInput, UnknownModel
 from serving.inputs import check_dtype, from_bytes, from_numbers
 from serving.pb.inference import grpc_service_pb2 as pb
@@ -20,7 +20,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 PLATFORM = "onnx_onnxv1"
 _DTYPES = {"UINT8": "uint8", "FP32": "float32"}
 _DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
-_OUTPUT_DATATYPES = {PROBABILITIES: "FP32", CLUSTER: "INT64"}
+_OUTPUT_DATATYPES = {PROBABILITIES: "FP32", CLUSTER: "INT64", NOVELTY: "FP32"}
 _TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
 
 
@@ -71,6 +71,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         manifest = self._repository.get(request.name, _version(request.version)).manifest
         spec = manifest.input
         datatype = _DATATYPES[spec.dtype]
+        row_shapes = {PROBABILITIES: (manifest.n_clusters,)}
         versions = [str(model.version) for model in self._repository.models() if model.name == manifest.name]
         return pb.ModelMetadataResponse(
             name=manifest.name,
@@ -78,8 +79,10 @@ class InferenceService(GRPCInferenceServiceServicer):
             platform=PLATFORM,
             inputs=[_TensorMetadata(name=INPUT_NAME, datatype=datatype, shape=(-1, *spec.shape))],
             outputs=[
-                _TensorMetadata(name=PROBABILITIES, datatype="FP32", shape=(-1, manifest.n_clusters)),
-                _TensorMetadata(name=CLUSTER, datatype="INT64", shape=(-1,)),
+                _TensorMetadata(
+                    name=name, datatype=_OUTPUT_DATATYPES[name], shape=(-1, *row_shapes.get(name, ()))
+                )
+                for name in manifest.outputs
             ],
         )
 
@@ -88,10 +91,12 @@ class InferenceService(GRPCInferenceServiceServicer):
     ) -> pb.ModelInferResponse:
         """Assign a batch of rows."""
         model = self._repository.get(request.model_name, _version(request.model_version))
-        names = _requested_outputs(request)
+        names = _requested_outputs(request, model.manifest)
         x = _read_input(model.manifest.input, request)
         answer = await model.batcher.assign(x, deadline_ns=deadline_ns(context))
         values = {PROBABILITIES: answer.probabilities, CLUSTER: answer.clusters}
+        if answer.novelty is not None:
+            values[NOVELTY] = answer.novelty
         outputs = {name: values[name] for name in names}
         return _write_outputs(request, model.manifest, outputs)
 
@@ -114,11 +119,12 @@ def _read_input(spec: InputSpec, request: pb.ModelInferRequest) -> np.ndarray:
     return from_numbers(spec, tensor.shape, numbers)
 
 
-def _requested_outputs(request: pb.ModelInferRequest) -> list[str]:
-    names = [output.name for output in request.outputs] or list(_OUTPUT_DATATYPES)
+def _requested_outputs(request: pb.ModelInferRequest, manifest: Manifest) -> list[str]:
+    names = [output.name for output in request.outputs] or list(manifest.outputs)
     for name in names:
-        if name not in _OUTPUT_DATATYPES:
-            raise InvalidInput(f"no output {name[:64]!r}; the model has {', '.join(_OUTPUT_DATATYPES)}")
+        if name not in manifest.outputs:
+            hint = "; serve one exported with: nvisa-train export --with-novelty" if name == NOVELTY else ""
+            raise InvalidInput(f"no output {name[:64]!r}; the model has {', '.join(manifest.outputs)}{hint}")
     if len(set(names)) != len(names):
         raise InvalidInput("an output is asked for twice")
     return names

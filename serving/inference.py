@@ -28,8 +28,9 @@ class Batch(Generic[Owner]):
         Whose rows they are: ``(owner, start, stop)``, as the owner numbers its rows.
     rows, padding
         Number of rows with an owner, and without.
-    clusters, confidences, probabilities
-        The answer, ``rows`` long; not there if ``error`` is set.
+    clusters, confidences, probabilities, novelty
+        The answer, ``rows`` long; not there if ``error`` is set. ``novelty`` is ``None`` if the model does
+        not say it.
     started_ns, finished_ns
         When the model ran, on `time.perf_counter_ns`'s clock.
     """
@@ -41,6 +42,7 @@ class Batch(Generic[Owner]):
     clusters: np.ndarray = field(init=False)
     confidences: np.ndarray = field(init=False)
     probabilities: np.ndarray = field(init=False)
+    novelty: np.ndarray | None = None
     error: Exception | None = None
     started_ns: int = 0
     finished_ns: int = 0
@@ -95,6 +97,10 @@ class InferenceThreads(Generic[Owner]):
             raise EngineError(f"{len(answer.clusters)} answers for {len(batch.x)} rows")
         if answer.clusters.min() < 0:  # too large a number would not go unnoticed below
             raise EngineError(f"the model answers with cluster {answer.clusters.min()}")
+        if answer.novelty is not None:
+            if len(answer.novelty) != len(batch.x):
+                raise EngineError(f"{len(answer.novelty)} values of novelty for {len(batch.x)} rows")
+            batch.novelty = answer.novelty[: batch.rows]
         batch.probabilities = answer.probabilities[: batch.rows]
         batch.clusters = answer.clusters[: batch.rows]
         batch.confidences = answer.confidences[: batch.rows]

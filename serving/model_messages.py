@@ -46,5 +46,6 @@ def _add_manifest(message: pb.Model, manifest: Manifest) -> None:
             package_version=manifest.package_version,
             commit=manifest.commit or "",
             created=manifest.created,
+            novelty=pb.Novelty(**manifest.novelty.model_dump()) if manifest.novelty is not None else None,
         )
     )

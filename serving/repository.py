@@ -215,6 +215,11 @@ def warm_up(engine: Engine, manifest: Manifest, limits: BatchLimits) -> None:
                 f"model {manifest.name}/{manifest.version} answers {rows} rows with probabilities of shape "
                 f"{answer.probabilities.shape}, the manifest has {manifest.n_clusters} clusters"
             )
+        if (answer.novelty is None) != (manifest.novelty is None):
+            raise EngineError(
+                f"model {manifest.name}/{manifest.version} and its manifest do not agree on novelty; "
+                "export it again"
+            )
         if not np.isfinite(answer.probabilities).all():
             raise EngineError(
                 f"model {manifest.name}/{manifest.version} answers zeros with NaN or infinity; "

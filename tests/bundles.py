@@ -11,10 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.bundle import (
     CLUSTER,
     INPUT_NAME,
+    NOVELTY,
     PROBABILITIES,
     Cluster,
     InputSpec,
     Manifest,
+    Novelty,
     Parity,
     Reference,
     TrainingSummary,
@@ -35,6 +37,7 @@ def make_bundle(
     dtype: Literal["uint8", "float32"] = "uint8",
     n_clusters: int = 10,
     seed: int = 0,
+    novelty: bool = False,
 ) -> Path:
     """Write a bundle to ``repository/name/version`` and return that path."""
     rng = np.random.default_rng(seed)
@@ -47,8 +50,8 @@ def make_bundle(
     }
     rows = random_rows(512, shape, dtype, seed=seed + 1)
     probabilities = reference_probabilities(weights, rows)
-    graph = build_graph(weights, shape, dtype, n_clusters)
-    manifest = _manifest(name, version, shape, dtype, probabilities, graph, seed)
+    graph = build_graph(weights, shape, dtype, n_clusters, novelty)
+    manifest = _manifest(name, version, shape, dtype, probabilities, graph, seed, novelty)
     return write_bundle(Path(repository) / name / str(version), manifest, graph)
 
 
@@ -70,7 +73,17 @@ def reference_probabilities(weights: dict[str, np.ndarray], rows: np.ndarray) ->
     return odds / odds.sum(axis=1, keepdims=True)
 
 
-def build_graph(weights: dict[str, np.ndarray], shape: tuple[int, ...], dtype: str, n_clusters: int) -> bytes:
+def reference_novelty(rows: np.ndarray) -> np.ndarray:
+    """What the graph gives for novelty: the logistic function of the mean feature, float32 ``(n_rows,)``."""
+    x = rows.reshape(len(rows), -1).astype(np.float32)
+    if rows.dtype == np.uint8:
+        x = (x + np.float32(0.5)) / np.float32(256)
+    return 1 / (1 + np.exp(-x.mean(axis=1)))
+
+
+def build_graph(
+    weights: dict[str, np.ndarray], shape: tuple[int, ...], dtype: str, n_clusters: int, novelty: bool = False
+) -> bytes:
     """The serialised ONNX graph, preprocessing inside."""
     constants = dict(weights)
     nodes = [helper.make_node("Flatten", [INPUT_NAME], ["flat"], axis=1)]
@@ -81,22 +94,30 @@ def build_graph(weights: dict[str, np.ndarray], shape: tuple[int, ...], dtype: s
             helper.make_node("Add", ["cast", "half"], ["shifted"]),
             helper.make_node("Div", ["shifted", "levels"], ["features"]),
         ]
+    features = "features" if dtype == "uint8" else "flat"
     nodes += [
-        helper.make_node("Gemm", ["features" if dtype == "uint8" else "flat", "w1", "b1"], ["pre"]),
+        helper.make_node("Gemm", [features, "w1", "b1"], ["pre"]),
         helper.make_node("Relu", ["pre"], ["hidden"]),
         helper.make_node("Gemm", ["hidden", "w2", "b2"], ["logits"]),
         helper.make_node("Softmax", ["logits"], [PROBABILITIES], axis=1),
         helper.make_node("ArgMax", [PROBABILITIES], [CLUSTER], axis=1, keepdims=0),
     ]
+    outputs = [
+        helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["n", n_clusters]),
+        helper.make_tensor_value_info(CLUSTER, TensorProto.INT64, ["n"]),
+    ]
+    if novelty:
+        nodes += [
+            helper.make_node("ReduceMean", [features], ["mean"], axes=[1], keepdims=0),
+            helper.make_node("Sigmoid", ["mean"], [NOVELTY]),
+        ]
+        outputs.append(helper.make_tensor_value_info(NOVELTY, TensorProto.FLOAT, ["n"]))
     element = TensorProto.UINT8 if dtype == "uint8" else TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,
         "toy",
         [helper.make_tensor_value_info(INPUT_NAME, element, ["n", *shape])],
-        [
-            helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["n", n_clusters]),
-            helper.make_tensor_value_info(CLUSTER, TensorProto.INT64, ["n"]),
-        ],
+        outputs,
         [numpy_helper.from_array(value, key) for key, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
@@ -111,6 +132,7 @@ def _manifest(
     probabilities: np.ndarray,
     graph: bytes,
     seed: int,
+    novelty: bool,
 ) -> Manifest:
     n_rows, n_clusters = probabilities.shape
     assigned = probabilities.argmax(axis=1)
@@ -127,11 +149,13 @@ def _manifest(
         for k in range(n_clusters)
     )
     return Manifest(
+        schema_version=2 if novelty else 1,
         name=name,
         version=version,
         input=InputSpec(dtype=dtype, shape=shape, meaning="image" if dtype == "uint8" else "features"),
         n_clusters=n_clusters,
         clusters=clusters,
+        outputs=(PROBABILITIES, CLUSTER, NOVELTY) if novelty else (PROBABILITIES, CLUSTER),
         graph_sha256=sha256(graph),
         opset=OPSET,
         parity=Parity(max_abs_difference=1e-6, equal_argmax_share=1.0, rows=n_rows),
@@ -141,6 +165,9 @@ def _manifest(
             confidence_shares=tuple(float(h) / n_rows for h in histogram),
             rows=n_rows,
         ),
+        novelty=Novelty(score="toy", rows=n_rows, cost_ratio=1.5, max_abs_difference=1e-6)
+        if novelty
+        else None,
         training=TrainingSummary(
             data="random rows",
             data_fingerprint="0" * 64,

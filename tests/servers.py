@@ -33,8 +33,8 @@ TIMEOUT = 60.0
 class GatedEngine(FakeEngine):
     """A fake engine that waits for ``gate`` before every answer, and says when it is inside."""
 
-    def __init__(self, n_clusters: int = 10, *, is_open: bool = False) -> None:
-        super().__init__(n_clusters)
+    def __init__(self, n_clusters: int = 10, *, is_open: bool = False, novelty: bool = False) -> None:
+        super().__init__(n_clusters, novelty=novelty)
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
         if is_open:
@@ -47,7 +47,7 @@ class GatedEngine(FakeEngine):
 
 
 def fake_engine(bundle: Bundle, device: str, intra_op_threads: int) -> FakeEngine:
-    return FakeEngine(bundle.manifest.n_clusters)
+    return FakeEngine(bundle.manifest.n_clusters, novelty=bundle.manifest.novelty is not None)
 
 
 @asynccontextmanager

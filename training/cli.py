@@ -100,13 +100,18 @@ def export(arguments: Sequence[str]) -> None:
     from training.settings import ExportSettings
 
     settings = load_settings(ExportSettings, arguments)
-    manifest = write(Fitted.load(settings.run), settings.output)
+    manifest = write(Fitted.load(settings.run), settings.output, with_novelty=settings.with_novelty)
     parity = manifest.parity
     print(
         f"{settings.output}: {manifest.n_clusters} clusters, parity on {parity.rows} rows: "
         f"largest difference {parity.max_abs_difference:.2g}, "
         f"equal argmax {100 * parity.equal_argmax_share:.2f} %"
     )
+    if (novelty := manifest.novelty) is not None:
+        print(
+            f"novelty: a rank among {novelty.rows:,} training rows, parity {novelty.max_abs_difference:.2g}; "
+            f"a row costs {novelty.cost_ratio:.2f} times the multiply-accumulates of the clusters alone"
+        )
 
 
 def report(arguments: Sequence[str]) -> None:

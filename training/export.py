@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from serving.bundle import (
     CLUSTER,
     INPUT_NAME,
+    NOVELTY,
     PROBABILITIES,
     BundleError,
     Cluster,
     Manifest,
+    Novelty,
     Parity,
     TrainingSummary,
     parse_version,
@@ -32,11 +34,14 @@ from serving.runtime import import_onnxruntime
 from training.fitted import Fitted
 from training.inference import probabilities
 from training.model import NVISAModel
+from training.novelty import SCORE, NoveltyHead, Ranks, calibrate, cost_ratio, novelty, terms
 
 OPSET = 18
 MAX_DIFFERENCE = 1e-4
 # Argmax may flip where two clusters are within rounding of each other: for one row in a thousand, or one.
 MAX_FLIPPED = 0.001
+# Rounding of an energy of thousands of nats, where the training rows are densest.
+MAX_NOVELTY_DIFFERENCE = 5e-3
 
 
 class ExportError(ValueError):
@@ -54,10 +59,26 @@ class _Assigner(nn.Module):
         return q, q.argmax(-1)
 
 
-def to_onnx(fitted: Fitted) -> bytes:
-    """The graph of q(y|x) with preprocessing inside: ``x (N, *shape)`` -> probabilities, cluster."""
+class _AssignerWithNovelty(nn.Module):
+    def __init__(self, model: NVISAModel, ranks: Ranks) -> None:
+        super().__init__()
+        self.model = model
+        self.head = NoveltyHead(ranks)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw rows -> probabilities, cluster and novelty."""
+        of_rows = terms(self.model, self.model.preprocess(x))
+        return of_rows.log_q_y.exp(), of_rows.cluster, self.head(of_rows)
+
+
+def to_onnx(fitted: Fitted, ranks: Ranks | None = None) -> bytes:
+    """The graph of q(y|x) with preprocessing inside: ``x (N, *shape)`` -> probabilities, cluster.
+
+    With ``ranks`` it has a third output, novelty.
+    """
     # A copy: moving the model itself would leave its owner, on a GPU until now, on the CPU.
-    model = _Assigner(copy.deepcopy(fitted.model).cpu()).eval()
+    copied = copy.deepcopy(fitted.model).cpu()
+    model = (_Assigner(copied) if ranks is None else _AssignerWithNovelty(copied, ranks)).eval()
     dtype = getattr(torch, fitted.spec.dtype)
     example = torch.zeros((2, *fitted.spec.shape), dtype=dtype)
     # The exporter warns of its own internals; what matters is checked on the graph below.
@@ -71,7 +92,7 @@ def to_onnx(fitted: Fitted) -> bytes:
             verbose=False,
             opset_version=OPSET,
             input_names=[INPUT_NAME],
-            output_names=[PROBABILITIES, CLUSTER],
+            output_names=list(_output_names(ranks)),
             dynamic_shapes={"x": {0: torch.export.Dim("n", min=1)}},
         )
     assert program is not None
@@ -84,6 +105,10 @@ def to_onnx(fitted: Fitted) -> bytes:
     return proto.SerializeToString()
 
 
+def _output_names(ranks: Ranks | None) -> tuple[str, ...]:
+    return (PROBABILITIES, CLUSTER) if ranks is None else (PROBABILITIES, CLUSTER, NOVELTY)
+
+
 def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray) -> Parity:
     """Compare the graph, under ONNX Runtime on the CPU, with torch on rows ``x``.
 
@@ -92,7 +117,7 @@ def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray) -> Parity:
     ExportError
         If probabilities differ by more than 1e-4 or the argmax on more than 0.1 % of the rows.
     """
-    session = import_onnxruntime().InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = _session(graph)
     expected = probabilities(fitted.model, x)
     found, clusters = session.run([PROBABILITIES, CLUSTER], {INPUT_NAME: x})
     alone = session.run([PROBABILITIES], {INPUT_NAME: x[:1]})[0]
@@ -110,8 +135,33 @@ def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray) -> Parity:
     return Parity(max_abs_difference=difference, equal_argmax_share=equal, rows=len(x))
 
 
-def export(fitted: Fitted, output: Path) -> Manifest:
+def check_novelty(fitted: Fitted, graph: bytes, x: np.ndarray, ranks: Ranks) -> float:
+    """Largest difference between the graph's novelty and torch's on rows ``x``.
+
+    Raises
+    ------
+    ExportError
+        If it is more than 0.005, or the graph's is not finite.
+    """
+    expected = novelty(fitted.model, ranks, x)
+    (found,) = _session(graph).run([NOVELTY], {INPUT_NAME: x})
+    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+    if not difference <= MAX_NOVELTY_DIFFERENCE:
+        raise ExportError(
+            f"the graph differs from torch by up to {difference:.3g} in novelty on {len(x)} rows "
+            f"(allowed: {MAX_NOVELTY_DIFFERENCE:g}): not exported"
+        )
+    return difference
+
+
+def export(fitted: Fitted, output: Path, *, with_novelty: bool = False) -> Manifest:
     """Write the bundle ``output`` (``.../<name>/<version>``) and return its manifest.
+
+    Parameters
+    ----------
+    with_novelty
+        Add the output ``novelty``: a rank among all training rows, or for a run that was fitted before ranks
+        were kept, among the up to 2,000 training rows that it holds.
 
     Raises
     ------
@@ -126,10 +176,14 @@ def export(fitted: Fitted, output: Path) -> Manifest:
         raise ExportError(f"--output {output} must end in NAME/VERSION, VERSION a positive integer")
     if output.exists():
         raise BundleError(f"{output} already exists; versions are never overwritten, export to the next one")
-    graph = to_onnx(fitted)
+    ranks = None
+    if with_novelty:
+        ranks = fitted.rows.ranks or calibrate(fitted.model, fitted.rows.sample)
+    graph = to_onnx(fitted, ranks)
     parity = check_parity(fitted, graph, fitted.rows.sample)
     reference = fitted.rows.reference
     manifest = Manifest(
+        schema_version=1 if ranks is None else 2,
         name=output.parent.name,
         version=number,
         input=fitted.spec,
@@ -145,10 +199,19 @@ def export(fitted: Fitted, output: Path) -> Manifest:
                 zip(reference.cluster_shares, fitted.rows.mean_confidence, strict=True)
             )
         ),
+        outputs=_output_names(ranks),
         graph_sha256=sha256(graph),
         opset=OPSET,
         parity=parity,
         reference=reference,
+        novelty=None
+        if ranks is None
+        else Novelty(
+            score=SCORE,
+            rows=ranks.rows,
+            cost_ratio=cost_ratio(fitted.model),
+            max_abs_difference=check_novelty(fitted, graph, fitted.rows.sample, ranks),
+        ),
         training=TrainingSummary(
             data=Path(fitted.data["name"]).name,
             data_fingerprint=fitted.data["fingerprint"],
@@ -164,6 +227,10 @@ def export(fitted: Fitted, output: Path) -> Manifest:
     )
     write_bundle(output, manifest, graph)
     return manifest
+
+
+def _session(graph: bytes):  # type: ignore[no-untyped-def]
+    return import_onnxruntime().InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
 def _commit() -> str | None:

@@ -20,6 +20,7 @@ from training.history import History
 from training.inference import assign
 from training.initialise import Start
 from training.model import NVISAModel
+from training.novelty import Ranks, calibrate
 
 FORMAT = 1
 MODEL_FILE, ROWS_FILE, FIT_FILE = "model.safetensors", "rows.safetensors", "fit.json"
@@ -55,12 +56,15 @@ class TrainingRows:
         Cluster shares and the histogram of confidence over all training rows.
     mean_confidence
         ``(K,)``, NaN for an empty cluster.
+    ranks
+        What novelty is a rank among; ``None`` in runs fitted before it was kept.
     """
 
     sample: np.ndarray
     typical: np.ndarray
     reference: Reference
     mean_confidence: np.ndarray
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class Fitted:
             tensors |= {f"start.{name}": value for name, value in self.start.tensors().items()}
         save_tensors(directory / MODEL_FILE, tensors, {})
         kept = {name: torch.from_numpy(np.ascontiguousarray(getattr(self.rows, name))) for name in _ARRAYS}
+        if self.rows.ranks is not None:
+            kept["ranks.energies"] = torch.from_numpy(self.rows.ranks.energies)
+            kept["ranks.sigma"] = torch.tensor(self.rows.ranks.sigma, dtype=torch.float64)
         save_tensors(directory / ROWS_FILE, kept, {})
         write_json(
             directory / FIT_FILE,
@@ -127,6 +134,11 @@ class Fitted:
         )
         start = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
         kept, _ = load_tensors(directory / ROWS_FILE)
+        reference = Reference.model_validate(document["reference"])
+        ranks = None
+        if "ranks.sigma" in kept:
+            sigma, energies = kept["ranks.sigma"].item(), kept["ranks.energies"].numpy()
+            ranks = Ranks(sigma, energies, reference.rows)
         return cls(
             model=model.to(device).eval(),
             config=config,
@@ -139,7 +151,8 @@ class Fitted:
             histories=tuple(History(history) for history in document["histories"]),
             data=document["data"],
             rows=TrainingRows(
-                reference=Reference.model_validate(document["reference"]),
+                reference=reference,
+                ranks=ranks,
                 **{name: kept[name].numpy() for name in _ARRAYS},
             ),
         )
@@ -170,4 +183,5 @@ def summarise(model: NVISAModel, x: np.ndarray) -> TrainingRows:
             rows=len(x),
         ),
         mean_confidence=mean_confidence,
+        ranks=calibrate(model, x),
     )

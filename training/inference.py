@@ -27,7 +27,7 @@ class Assigned(NamedTuple):
     typicality: np.ndarray
 
 
-def _parts(model: NVISAModel, x: np.ndarray, size: int | None = None) -> Iterator[Tensor]:
+def parts(model: NVISAModel, x: np.ndarray, size: int | None = None) -> Iterator[Tensor]:
     """Rows on the model's device, ``size`` at a time; ``x`` may be memory-mapped and of another real type."""
     size = size or part_rows(x.shape, BATCH)
     for start in range(0, len(x), size):
@@ -38,14 +38,14 @@ def _parts(model: NVISAModel, x: np.ndarray, size: int | None = None) -> Iterato
 @torch.no_grad()
 def probabilities(model: NVISAModel, x: np.ndarray) -> np.ndarray:
     """q(y|x): ``(n, *shape) -> (n, K)``, float32."""
-    return torch.cat([model(part).cpu() for part in _parts(model, x)]).numpy()
+    return torch.cat([model(part).cpu() for part in parts(model, x)]).numpy()
 
 
 @torch.no_grad()
 def assign(model: NVISAModel, x: np.ndarray) -> Assigned:
     """Clusters of ``x (n, *shape)``, holding on to 16 bytes a row however many clusters there are."""
     found = []
-    for part in _parts(model, x):
+    for part in parts(model, x):
         encoding = model.encode(model.preprocess(part))
         q = encoding.log_q_y.exp().cpu().numpy()
         clusters = q.argmax(1)
@@ -58,7 +58,7 @@ def assign(model: NVISAModel, x: np.ndarray) -> Assigned:
 def codes(model: NVISAModel, x: np.ndarray) -> np.ndarray:
     """Mean of q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
     found = []
-    for part in _parts(model, x):
+    for part in parts(model, x):
         encoding = model.encode(model.preprocess(part))
         found.append(model.q_z(encoding.hidden, encoding.log_q_y.argmax(-1))[0].cpu())
     return torch.cat(found).numpy()
@@ -69,7 +69,7 @@ def sample_posterior(model: NVISAModel, x: np.ndarray, seed: int) -> np.ndarray:
     """z ~ q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
     generator = torch.Generator(model.shift.device).manual_seed(seed)
     found = []
-    for part in _parts(model, x):
+    for part in parts(model, x):
         encoding = model.encode(model.preprocess(part))
         found.append(sample_normal(*model.q_z(encoding.hidden, encoding.log_q_y.argmax(-1)), generator).cpu())
     return torch.cat(found).numpy()
@@ -87,7 +87,7 @@ def typicality(model: NVISAModel, z: np.ndarray, clusters: np.ndarray) -> np.nda
 def bounds(model: NVISAModel, x: np.ndarray, n_samples: int) -> np.ndarray:
     """Lower bound of log p(x) in nats for each row, `training.step.row_bounds`: float32 ``(n,)``."""
     found = []
-    for part in _parts(model, x, rows_at_once(model, n_samples)):
+    for part in parts(model, x, rows_at_once(model, n_samples)):
         generator = epoch_generator(0, BOUND_EPOCH, part.device)
         found.append(row_bounds(model, model.preprocess(part), n_samples, generator).cpu())
     return torch.cat(found).numpy()

@@ -44,6 +44,11 @@ class ExportSettings(LayeredSettings):
 
     run: CliPositionalArg[Path] = Field(description="directory of a fit")
     output: Path = Field(description="models/NAME/VERSION")
+    with_novelty: bool = Field(
+        False,
+        description="add the output novelty, how unlike the training rows a row is, from 0 to 1; it runs the "
+        "decoder, too, and the command says what that costs",
+    )
 
 
 class ReportSettings(LayeredSettings):

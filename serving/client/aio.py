@@ -72,6 +72,7 @@ class AsyncClusterClient:
         model: str,
         version: int | None = None,
         probabilities: bool = False,
+        novelty: bool = False,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AssignResult:
         """Assign rows to clusters; see `ClusterClient.assign`."""
@@ -84,7 +85,7 @@ class AsyncClusterClient:
 
         async def assign_part(part: slice) -> pb.AssignResponse:
             async with in_flight:
-                request = assign_request(x[part], model, version, probabilities)
+                request = assign_request(x[part], model, version, probabilities, novelty)
                 with self._errors():
                     return await self._clusters.Assign(request, timeout=timeout)
 

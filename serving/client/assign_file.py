@@ -15,7 +15,7 @@ from serving.bundle import InputSpec
 from serving.client.status import refuse_unready
 from serving.client.sync import ClusterClient
 from serving.files import write_atomically
-from serving.labelled import count_clusters, count_errors, label_chunk, open_for_model
+from serving.labelled import Labels, count_clusters, count_errors, label_chunk, open_for_model
 from serving.readers import DataError, Split
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".npy")
@@ -48,13 +48,21 @@ class Assigned:
     @property
     def mean_confidence(self) -> float | None:
         """Mean probability of the assigned cluster, or ``None`` if no row was assigned."""
-        confidences = self.table["confidence"].drop_null().to_numpy()
-        return float(confidences.mean(dtype=np.float64)) if len(confidences) else None
+        return self._mean("confidence")
+
+    @property
+    def mean_novelty(self) -> float | None:
+        """Mean novelty, 0.5 for rows like the training data, or ``None`` if the model does not say it."""
+        return self._mean("novelty") if "novelty" in self.table.column_names else None
 
     @property
     def n_errors(self) -> int:
         """Number of rows that could not be assigned."""
         return count_errors(self.table)
+
+    def _mean(self, column: str) -> float | None:
+        values = self.table[column].drop_null().to_numpy()
+        return float(values.mean(dtype=np.float64)) if len(values) else None
 
 
 def assign_file(
@@ -84,17 +92,20 @@ def assign_file(
         path,
         InputSpec.model_validate({"dtype": info.dtype, "shape": info.shape, "meaning": info.meaning}),
         f"{info.name} version {info.version}",
+        novelty=info.has_novelty,
         split=split,
         label_column=label_column,
         id_columns=id_columns,
         feature_columns=feature_columns,
     )
 
-    def assign(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        result = client.assign(x, model=info.name, version=info.version, timeout=timeout)
-        return result.clusters, result.confidences
+    def assign(x: np.ndarray) -> Labels:
+        result = client.assign(
+            x, model=info.name, version=info.version, novelty=info.has_novelty, timeout=timeout
+        )
+        return Labels(result.clusters, result.confidences, result.novelty)
 
-    table = pa.concat_tables(label_chunk(chunk, assign) for chunk in source.chunks())
+    table = pa.concat_tables(label_chunk(chunk, assign, info.has_novelty) for chunk in source.chunks())
     return Assigned(info.name, info.version, info.cluster_names, table)
 
 

@@ -101,6 +101,7 @@ def _assign(client: ClusterClient, options: argparse.Namespace) -> int:
                 "errors": done.n_errors,
                 "counts": counts.tolist(),
                 "mean_confidence": mean,
+                "mean_novelty": done.mean_novelty,
                 "output": str(options.output) if options.output else None,
             }
         )
@@ -114,8 +115,10 @@ def _assign(client: ClusterClient, options: argparse.Namespace) -> int:
         ["cluster", "name", "rows", "share"],
         ([str(k), done.cluster_names[k], f"{counts[k]:,}", f"{shares[k]:.1%}"] for k in range(len(counts))),
     )
-    confidence = "" if mean is None else f", mean confidence {mean:.4f}"
-    print(f"{n_rows:,} rows by {done.model} version {done.version}{confidence}, {done.n_errors:,} unreadable")
+    means = "" if mean is None else f", mean confidence {mean:.4f}"
+    if done.mean_novelty is not None:
+        means += f", mean novelty {done.mean_novelty:.4f} (0.5 if like the training data)"
+    print(f"{n_rows:,} rows by {done.model} version {done.version}{means}, {done.n_errors:,} unreadable")
     if options.output is not None:
         print(f"written to {options.output}")
     return 0

@@ -31,6 +31,10 @@ class AssignResult:
         float32 ``(n_rows, n_clusters)``, or ``None`` if they were not asked for.
     model, version
         What answered: one version for all rows.
+    novelty
+        float32 ``(n_rows,)`` in [0, 1], or ``None`` if it was not asked for: the share of the training rows
+        of the same cluster that the model finds more likely; 0.99 is reached by one in a hundred of rows like
+        those.
     """
 
     clusters: np.ndarray
@@ -38,6 +42,7 @@ class AssignResult:
     probabilities: np.ndarray | None
     model: str
     version: int
+    novelty: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -66,6 +71,8 @@ class ModelInfo:
         SHA-256 of the ONNX graph.
     created
         ISO 8601, UTC.
+    has_novelty
+        Whether it says novelty.
     max_message_bytes, max_queue_rows
         The server's limits; 0 if it does not say.
     """
@@ -83,6 +90,7 @@ class ModelInfo:
     cluster_names: tuple[str, ...] = field(repr=False)
     graph_sha256: str
     created: str
+    has_novelty: bool
     max_message_bytes: int
     max_queue_rows: int
 
@@ -127,17 +135,20 @@ def slices(x: np.ndarray, info: ModelInfo, max_message_bytes: int) -> list[slice
         ROWS_PER_CALL,
         info.max_queue_rows or ROWS_PER_CALL,
         sent // max(1, x.nbytes // len(x)),
-        received // (12 + 4 * info.n_clusters),  # int64, float32, and the probabilities
+        received // (16 + 4 * info.n_clusters),  # int64, twice float32, and the probabilities
     )
     return [slice(first, first + max(1, n_rows)) for first in range(0, len(x), max(1, n_rows))]
 
 
-def assign_request(x: np.ndarray, model: str, version: int | None, probabilities: bool) -> pb.AssignRequest:
+def assign_request(
+    x: np.ndarray, model: str, version: int | None, probabilities: bool, novelty: bool
+) -> pb.AssignRequest:
     """Message that asks for the clusters of ``x``, an array from `as_rows`."""
     return pb.AssignRequest(
         model_name=model,
         model_version=version or 0,
         want_probabilities=probabilities,
+        want_novelty=novelty,
         input=pb.Tensor(dtype=_DTYPES[x.dtype.name], shape=x.shape, data=x.tobytes()),
     )
 
@@ -148,12 +159,16 @@ def assign_result(replies: Sequence[pb.AssignResponse]) -> AssignResult:
     probabilities = None
     if first.probabilities_data:
         probabilities = _joined([r.probabilities_data for r in replies], "<f4").reshape(-1, first.n_clusters)
+    novelty = None
+    if first.novelty_data:
+        novelty = _joined([r.novelty_data for r in replies], "<f4")
     return AssignResult(
         clusters=_joined([r.clusters_data for r in replies], "<i8"),
         confidences=_joined([r.confidences_data for r in replies], "<f4"),
         probabilities=probabilities,
         model=first.model_name,
         version=first.model_version,
+        novelty=novelty,
     )
 
 
@@ -173,6 +188,7 @@ def model_info(model: pb.Model, limits: pb.Limits) -> ModelInfo:
         cluster_names=tuple(cluster.name for cluster in model.clusters),
         graph_sha256=model.graph_sha256,
         created=model.created,
+        has_novelty=model.HasField("novelty"),
         max_message_bytes=limits.max_message_bytes,
         max_queue_rows=limits.max_queue_rows,
     )

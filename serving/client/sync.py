@@ -77,6 +77,7 @@ class ClusterClient:
         model: str,
         version: int | None = None,
         probabilities: bool = False,
+        novelty: bool = False,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AssignResult:
         """Assign rows to clusters.
@@ -91,6 +92,9 @@ class ClusterClient:
             Name of the model; the server's default version without the latter.
         probabilities
             Also return the probability of every cluster.
+        novelty
+            Also return how unlike the training data each row is; the server refuses unless the model says it,
+            `ModelInfo.has_novelty`.
         timeout
             Seconds that each call may take, its repetitions included.
 
@@ -113,7 +117,7 @@ class ClusterClient:
                 for part in parts:
                     if len(pending) == _CALLS_IN_FLIGHT:
                         replies.append(pending.popleft().result())
-                    request = assign_request(x[part], model, version, probabilities)
+                    request = assign_request(x[part], model, version, probabilities, novelty)
                     pending.append(self._clusters.Assign.future(request, timeout=timeout))
                 while pending:
                     replies.append(pending.popleft().result())

@@ -12,7 +12,7 @@ from serving.bundle import Bundle
 from serving.client import ClusterClient
 from serving.client.status import refuse_unready
 from serving.engine import EngineError, OnnxEngine
-from serving.labelled import Assign
+from serving.labelled import Assign, Labels
 from serving.labelling.failures import LabellingError
 from serving.labelling.settings import LabelSettings
 
@@ -27,10 +27,13 @@ class Labeller:
         For people: the device, or the server and its device.
     assign
         Assigns rows.
+    has_novelty
+        Whether it also says their novelty.
     """
 
     name: str
     assign: Assign
+    has_novelty: bool
 
 
 @contextmanager
@@ -58,13 +61,17 @@ def _local(settings: LabelSettings, bundle: Bundle) -> Labeller:
     except EngineError as error:
         raise LabellingError(str(error)) from error
 
-    def assign(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def assign(x: np.ndarray) -> Labels:
         step = settings.batch_rows
         runs = [engine.assign(x[first : first + step]) for first in range(0, len(x), step)]
-        clusters = np.concatenate([run.clusters for run in runs])
-        return clusters, np.concatenate([run.confidences for run in runs])
+        novelty = [run.novelty for run in runs if run.novelty is not None]
+        return Labels(
+            clusters=np.concatenate([run.clusters for run in runs]),
+            confidences=np.concatenate([run.confidences for run in runs]),
+            novelty=np.concatenate(novelty) if novelty else None,
+        )
 
-    return Labeller(engine.device, assign)
+    return Labeller(engine.device, assign, bundle.manifest.novelty is not None)
 
 
 def _remote(client: ClusterClient, bundle: Bundle, timeout: float) -> Labeller:
@@ -78,8 +85,8 @@ def _remote(client: ClusterClient, bundle: Bundle, timeout: float) -> Labeller:
             "bundle that the server has"
         )
 
-    def assign(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        result = client.assign(x, model=name, version=version, timeout=timeout)
-        return result.clusters, result.confidences
+    def assign(x: np.ndarray) -> Labels:
+        result = client.assign(x, model=name, version=version, novelty=info.has_novelty, timeout=timeout)
+        return Labels(result.clusters, result.confidences, result.novelty)
 
-    return Labeller(f"{client.target} ({info.device})", assign)
+    return Labeller(f"{client.target} ({info.device})", assign, info.has_novelty)

@@ -78,6 +78,7 @@ def run_job(settings: LabelSettings, check_stop: Callable[[], None] = lambda: No
         settings.input,
         bundle.manifest.input,
         str(bundle.path),
+        novelty=bundle.manifest.novelty is not None,
         split=settings.split,
         label_column=settings.label_column,
         id_columns=settings.id_columns,
@@ -158,7 +159,7 @@ def _do_shards(
             tables, counts = [], np.zeros(n_clusters, np.int64)
             for chunk in source.chunks(shard.start, shard.stop, settings.chunk_rows):
                 check_stop()
-                table = label_chunk(chunk, labeller.assign)
+                table = label_chunk(chunk, labeller.assign, labeller.has_novelty)
                 budget.spend(table)
                 tables.append(table)
                 counts += count_clusters(table, n_clusters)

@@ -13,7 +13,7 @@ from tests.servers import TIMEOUT, ServerProcess
 
 
 def test_tritonclient_reads_the_metadata_and_gets_the_engines_answers(tmp_path):
-    bundle = make_bundle(tmp_path / "models")
+    bundle = make_bundle(tmp_path / "models", novelty=True)
     rows = random_rows(300, seed=7)
     np.save(tmp_path / "rows.npy", rows)
     with ServerProcess(tmp_path / "models", tmp_path) as server:
@@ -32,6 +32,8 @@ def test_tritonclient_reads_the_metadata_and_gets_the_engines_answers(tmp_path):
     np.testing.assert_array_equal(answers["cluster"], expected.clusters)
     assert answers["cluster"].dtype == np.int64
     np.testing.assert_allclose(answers["probabilities"], expected.probabilities, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(answers["novelty"], expected.novelty, rtol=1e-5)
+    assert answers["novelty"].dtype == np.float32
     not_found, invalid = answers["refusals"]
     assert "NOT_FOUND" in not_found
     assert "no model 'nope'" in not_found

@@ -22,6 +22,7 @@ def main(target: str, rows_file: str, answers_file: str) -> None:
     assert metadata.platform == "onnx_onnxv1"
     assert list(metadata.versions) == ["1"]
     (described,) = metadata.inputs
+    assert [output.name for output in metadata.outputs] == ["probabilities", "cluster", "novelty"]
     assert tuple(described.shape) == (-1, *rows.shape[1:])
 
     tensor = triton.InferInput(described.name, list(rows.shape), described.datatype)
@@ -45,6 +46,7 @@ def main(target: str, rows_file: str, answers_file: str) -> None:
         answers_file,
         cluster=everything.as_numpy("cluster"),
         probabilities=everything.as_numpy("probabilities"),
+        novelty=everything.as_numpy("novelty"),
         refusals=np.array(refusals),
     )
     client.close()

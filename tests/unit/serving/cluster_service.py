@@ -27,6 +27,8 @@ class ClusterService(rpc.ClusterServiceServicer):
     ----------
     failures
         Failures of the next calls of Assign, in order; a call that finds none is answered.
+    says_novelty
+        Whether the models say novelty.
     loading
         Whether the models are said to be loading still.
     calls
@@ -40,7 +42,8 @@ class ClusterService(rpc.ClusterServiceServicer):
         self.limits = pb.Limits(max_message_bytes=1 << 20, max_queue_rows=2000)
         self.graph_sha256 = "0" * 64
         self.loading = False
-        self.engine = FakeEngine(N_CLUSTERS)
+        self.says_novelty = False
+        self.engine = FakeEngine(N_CLUSTERS, novelty=True)
         self.health = health.HealthServicer()
         self._lock = threading.Lock()
 
@@ -58,6 +61,7 @@ class ClusterService(rpc.ClusterServiceServicer):
             clusters=[pb.Cluster(id=k, name=f"cluster {k}") for k in range(N_CLUSTERS)],
             graph_sha256=self.graph_sha256,
             created="2026-01-01T00:00:00Z",
+            novelty=pb.Novelty(score="toy", rows=9, cost_ratio=2) if self.says_novelty else None,
         )
 
     def Assign(self, request, context):
@@ -71,6 +75,8 @@ class ClusterService(rpc.ClusterServiceServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model_name!r}")
         if request.input.dtype != pb.DATA_TYPE_UINT8:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the model takes uint8")
+        if request.want_novelty and not self.says_novelty:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "toy does not say novelty")
         x = np.frombuffer(request.input.data, np.uint8).reshape(tuple(request.input.shape))
         with self._lock:
             self.calls.append(request)
@@ -81,6 +87,7 @@ class ClusterService(rpc.ClusterServiceServicer):
             clusters_data=run.clusters.astype("<i8").tobytes(),
             confidences_data=run.confidences.astype("<f4").tobytes(),
             probabilities_data=run.probabilities.tobytes() if request.want_probabilities else b"",
+            novelty_data=run.novelty.tobytes() if request.want_novelty else b"",
             n_clusters=N_CLUSTERS,
         )
 

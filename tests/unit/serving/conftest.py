@@ -15,6 +15,20 @@ def repository(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def novelty_repository(tmp_path_factory):
+    """Model toy, uint8 images of 8 x 8, 10 clusters: version 1 with novelty, version 2 without."""
+    path = tmp_path_factory.mktemp("novelty-models")
+    make_bundle(path, novelty=True)
+    make_bundle(path, version=2)
+    return path
+
+
+@pytest.fixture(scope="session")
+def novelty_manifest(novelty_repository):
+    return read_bundle(novelty_repository / "toy" / "1").manifest
+
+
+@pytest.fixture(scope="session")
 def manifest(repository):
     return read_bundle(repository / "toy" / "1").manifest
 

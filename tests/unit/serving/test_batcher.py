@@ -361,6 +361,61 @@ async def test_if_its_task_dies_those_that_wait_are_told_and_so_is_who_watches(s
     running.cancel()
 
 
+async def test_every_row_keeps_its_own_novelty_through_padding_splitting_and_mixing(start):
+    rng = np.random.default_rng(0)
+    engine = FakeEngine(novelty=True)
+    batcher = start(engine, max_batch_rows=16, threads=3, buckets=(4, 16))
+
+    async def caller():
+        n, first = int(rng.integers(1, 60)), int(rng.integers(0, 1000))
+        answer = await batcher.assign(rows(n, first))
+        expected = np.arange(first, first + n)
+        np.testing.assert_allclose(answer.novelty, expected % 101 / 100, rtol=1e-6)
+        np.testing.assert_array_equal(answer.clusters, expected % 10)
+        return n
+
+    total = sum(await asyncio.gather(*(caller() for _ in range(100))))
+    assert sum(engine.batch_sizes) > total, "some batches were padded"
+    assert sample(batcher, "nvisa_padding_rows_total") == sum(engine.batch_sizes) - total
+
+
+async def test_without_novelty_there_is_none(start):
+    assert (await start(FakeEngine(), max_batch_rows=4).assign(rows(9))).novelty is None
+
+
+async def test_an_engine_that_says_the_wrong_number_of_novelties_is_found_out(start):
+    class Short(FakeEngine):
+        def assign(self, x):
+            answer = super().assign(x)
+            return Assignments(answer.probabilities, answer.clusters, answer.novelty[:-1])
+
+    with pytest.raises(EngineError, match="2 values of novelty for 3 rows"):
+        await start(Short(novelty=True)).assign(rows(3))
+
+
+async def test_a_row_without_finite_probabilities_leaves_the_others_their_novelty(start):
+    class Overflows(GatedEngine):
+        def assign(self, x):
+            answer = super().assign(x)
+            probabilities = answer.probabilities.copy()
+            probabilities[x[:, 0] >= 1e6] = np.nan
+            return Assignments(probabilities, answer.clusters, answer.novelty)
+
+    engine = Overflows(novelty=True)
+    batcher = start(engine)
+    first = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    huge = rows(3)
+    huge[1, 0] = 1e6
+    bad, good = (asyncio.create_task(batcher.assign(x)) for x in (huge, rows(2, first=4)))
+    await waiting(batcher, 5)
+    engine.gate.set()
+    await first
+    with pytest.raises(InvalidInput, match=r"row 1"):
+        await bad
+    np.testing.assert_allclose((await good).novelty, [0.04, 0.05], rtol=1e-6)
+
+
 async def test_every_row_is_answered_rightly_when_many_callers_mix(start):
     rng = np.random.default_rng(0)
     batcher = start(FakeEngine(), max_batch_rows=16, threads=3, buckets=(4, 16))

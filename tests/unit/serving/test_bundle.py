@@ -39,7 +39,9 @@ def test_what_is_written_is_read_and_nothing_else_is_there(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"schema_version": 3}, "schema_version: Input should be 1 or 2"),
+        ({"schema_version": 2}, "novelty takes schema_version 2"),
+        ({"outputs": ["probabilities", "cluster", "novelty"]}, "novelty takes schema_version 2"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"n_clusters": 9}, "clusters must list the ids 0..8 in order"),
         ({"name": "../toy"}, "name: String should match"),
@@ -53,6 +55,17 @@ def test_a_manifest_that_does_not_fit_is_refused_by_field(bundle, fields, says):
     with pytest.raises(BundleError, match=says) as caught:
         read_bundle(bundle.path)
     assert str(bundle.path) in str(caught.value)
+
+
+def test_novelty_takes_the_second_version_of_the_schema_and_nothing_else_does(bundle, tmp_path):
+    assert "novelty" not in json.loads((bundle.path / MANIFEST_FILE).read_text())
+    with_novelty = read_bundle(make_bundle(tmp_path / "other", novelty=True))
+    assert with_novelty.manifest.novelty.cost_ratio == 1.5
+    document = json.loads((with_novelty.path / MANIFEST_FILE).read_text())
+    assert (document["schema_version"], document["novelty"]["score"]) == (2, "toy")
+    change(with_novelty.path, schema_version=1)
+    with pytest.raises(BundleError, match="novelty takes schema_version 2"):
+        read_bundle(with_novelty.path)
 
 
 @pytest.mark.parametrize("name", [GRAPH_FILE, MANIFEST_FILE])

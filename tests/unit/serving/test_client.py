@@ -74,6 +74,23 @@ async def test_probabilities_only_when_asked_for_and_version_as_asked_for(ask, s
     assert service.calls[0].model_version == 1
 
 
+async def test_novelty_only_when_asked_for_also_of_an_array_that_is_split(ask, service):
+    service.says_novelty = True
+    assert (await ask("model", "toy")).has_novelty
+    assert (await ask("assign", rows(2), model="toy")).novelty is None
+    x = rows(4500)
+    result = await ask("assign", x, model="toy", novelty=True)
+    assert result.novelty.dtype == np.float32
+    np.testing.assert_allclose(result.novelty, x.sum(axis=1, dtype=np.int64) % 101 / 100, rtol=1e-6)
+    assert len(service.calls) > 2
+
+
+async def test_novelty_of_a_model_that_does_not_say_it_is_refused_by_the_server(ask):
+    assert not (await ask("model", "toy")).has_novelty
+    with pytest.raises(ClusterServiceError, match="INVALID_ARGUMENT: toy does not say novelty"):
+        await ask("assign", rows(2), model="toy", novelty=True)
+
+
 async def test_large_arrays_are_split_in_order_and_pinned_to_one_version(ask, service):
     x = rows(10_001)
     result = await ask("assign", x, model="toy", probabilities=True)
@@ -291,6 +308,22 @@ def test_cli_assign_writes(cli, npy, tmp_path, suffix):
         written = table["cluster"].to_numpy()
     np.testing.assert_array_equal(written, clusters)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([output.name, "x.npy"])
+
+
+def test_cli_assign_shows_and_writes_the_novelty_of_a_model_that_says_it(cli, service, npy, tmp_path):
+    path, _ = npy
+    output = tmp_path / "out.parquet"
+    assert "novelty" not in cli("assign", "--model", "toy", "--input", path, "--output", output).out
+    assert "novelty" not in pq.read_table(output).column_names
+    service.says_novelty = True
+    expected = np.load(path).sum(axis=1, dtype=np.int64) % 101 / 100
+    out = cli("assign", "--model", "toy", "--input", path, "--output", output).out
+    assert f"mean novelty {expected.mean():.4f}" in out
+    table = pq.read_table(output)
+    assert table.column_names == ["row", "cluster", "confidence", "novelty", "error"]
+    np.testing.assert_allclose(table["novelty"], expected, rtol=1e-6)
+    said = json.loads(cli("assign", "--model", "toy", "--input", path, "--json").out)
+    assert said["mean_novelty"] == pytest.approx(expected.mean(), rel=1e-5)
 
 
 def test_cli_assign_refuses_in_one_line(cli, npy, tmp_path):

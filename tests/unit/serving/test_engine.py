@@ -9,7 +9,7 @@ import pytest
 from serving.bundle import Bundle, BundleError, read_bundle
 from serving.engine import EngineError, OnnxEngine, available_cpus
 from serving.runtime import import_onnxruntime
-from tests.bundles import build_graph, make_bundle, random_rows, reference_probabilities
+from tests.bundles import build_graph, make_bundle, random_rows, reference_novelty, reference_probabilities
 from tests.servers import ROOT
 
 
@@ -40,6 +40,21 @@ def test_it_computes_what_numpy_does(bundle, n):
     np.testing.assert_array_equal(answer.clusters, expected.argmax(axis=1))
     np.testing.assert_array_equal(answer.confidences, answer.probabilities.max(axis=1))
     assert (answer.probabilities.dtype, answer.clusters.dtype) == (np.float32, np.int64)
+    assert answer.novelty is None
+
+
+@pytest.mark.parametrize("n", [1, 300])
+def test_novelty_comes_when_the_graph_has_it(novelty_repository, n):
+    x = random_rows(n, seed=n)
+    answer = OnnxEngine(read_bundle(novelty_repository / "toy" / "1"), "cpu").assign(x)
+    np.testing.assert_allclose(answer.novelty, reference_novelty(x), rtol=1e-5)
+    np.testing.assert_array_equal(answer.clusters, reference_probabilities(weights(), x).argmax(axis=1))
+
+
+def test_a_graph_without_the_novelty_of_its_manifest_is_refused(bundle, novelty_repository):
+    promised = read_bundle(novelty_repository / "toy" / "1")
+    with pytest.raises(EngineError, match=r"outputs \['probabilities', 'cluster', 'novelty'\]"):
+        OnnxEngine(with_graph(promised, bundle.graph), "cpu")
 
 
 def with_graph(bundle, graph):
@@ -53,7 +68,7 @@ def test_a_graph_that_is_none_or_not_the_manifests_is_refused(bundle):
     with pytest.raises(EngineError, match=r"shapes \(2, 9\) and \(2,\) for 2 rows and 10 clusters"):
         other.assign(random_rows(2))
     renamed = bundle.graph.replace(b"probabilities", b"probabilitied")
-    with pytest.raises(EngineError, match=r"outputs \['cluster', 'probabilitied'\]; a bundle's graph has"):
+    with pytest.raises(EngineError, match=r"outputs \['cluster', 'probabilitied'\]; this bundle's graph"):
         OnnxEngine(with_graph(bundle, renamed), "cpu")
 
 

@@ -86,6 +86,49 @@ async def test_probabilities_come_when_asked_for(stub):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
+@pytest.fixture
+async def novelty_stub(novelty_repository):
+    """Toy/1 says novelty, toy/2 does not."""
+    async with (
+        in_process(novelty_repository, fake_engine) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        yield ClusterServiceStub(channel)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+async def test_novelty_comes_when_asked_for_in_the_form_of_the_question(novelty_stub, probabilities):
+    x = random_rows(5)
+    expected = FakeEngine(10, novelty=True).assign(x).novelty
+    wanted = {"model_version": 1, "want_novelty": True, "want_probabilities": probabilities}
+    reply = await novelty_stub.Assign(request(x, **wanted))
+    np.testing.assert_array_equal(np.frombuffer(reply.novelty_data, "<f4"), expected)
+    assert not reply.novelty
+    assert bool(reply.probabilities_data) == probabilities
+    numbers = pb.Tensor(shape=x.shape, values=x.ravel().tolist())
+    reply = await novelty_stub.Assign(request(input=numbers, **wanted))
+    np.testing.assert_allclose(reply.novelty, expected)
+    assert not reply.novelty_data
+    unasked = await novelty_stub.Assign(request(x, model_version=1))
+    assert not unasked.novelty_data
+    assert not unasked.novelty
+
+
+async def test_novelty_of_a_model_that_does_not_say_it_is_an_invalid_argument(novelty_stub):
+    code, message = await refused(novelty_stub.Assign(request(want_novelty=True)))
+    assert code is CODE.INVALID_ARGUMENT
+    assert "toy version 2 does not say novelty" in message
+    assert "export --with-novelty" in message
+
+
+async def test_get_model_tells_of_novelty_if_there_is_any(novelty_stub, novelty_manifest):
+    models = (await novelty_stub.ListModels(pb.ListModelsRequest())).models
+    assert [model.HasField("novelty") for model in models] == [True, False]
+    told = models[0].novelty
+    assert (told.score, told.rows, told.cost_ratio) == ("toy", novelty_manifest.novelty.rows, 1.5)
+    assert told.max_abs_difference == novelty_manifest.novelty.max_abs_difference
+
+
 async def test_a_version_can_be_asked_for(stub):
     assert (await stub.Assign(request(model_version=1))).model_version == 1
 

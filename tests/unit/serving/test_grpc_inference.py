@@ -109,7 +109,16 @@ def with_both_forms():
         (with_both_forms(), CODE.INVALID_ARGUMENT, "both contents and raw_input_contents"),
         (request(datatype="FP32"), CODE.INVALID_ARGUMENT, "float32, the model takes uint8"),
         (request(datatype="BYTES"), CODE.INVALID_ARGUMENT, "'BYTES', the model takes uint8"),
-        (request(outputs=["novelty"]), CODE.INVALID_ARGUMENT, "no output 'novelty'"),
+        (
+            request(outputs=["novelty"]),
+            CODE.INVALID_ARGUMENT,
+            "probabilities, cluster; serve one exported with",
+        ),
+        (
+            request(outputs=["logits"]),
+            CODE.INVALID_ARGUMENT,
+            "no output 'logits'; the model has probabilities",
+        ),
         (request(outputs=["cluster", "cluster"]), CODE.INVALID_ARGUMENT, "asked for twice"),
         (request(random_rows(3)[:0]), CODE.INVALID_ARGUMENT, "0 rows"),
         (request(random_rows(3, (8, 9)), raw=False), CODE.INVALID_ARGUMENT, "shape [8, 9]"),
@@ -138,6 +147,25 @@ async def test_metadata(stub):
     server = await stub.ServerMetadata(pb.ServerMetadataRequest())
     assert server.name == "nvisa"
     assert not server.extensions
+
+
+async def test_a_model_with_novelty_has_a_third_output(novelty_repository):
+    x = random_rows(4)
+    expected = FakeEngine(10, novelty=True).assign(x)
+    async with (
+        in_process(novelty_repository, fake_engine) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        stub = GRPCInferenceServiceStub(channel)
+        described = await stub.ModelMetadata(pb.ModelMetadataRequest(name="toy", version="1"))
+        raw = await stub.ModelInfer(request(x, model_version="1"))
+        typed = await stub.ModelInfer(request(x, raw=False, model_version="1", outputs=["novelty"]))
+    third = described.outputs[2]
+    assert (third.name, third.datatype, list(third.shape)) == ("novelty", "FP32", [-1])
+    assert [output.name for output in raw.outputs] == ["probabilities", "cluster", "novelty"]
+    assert list(raw.outputs[2].shape) == [4]
+    np.testing.assert_array_equal(np.frombuffer(raw.raw_output_contents[2], "<f4"), expected.novelty)
+    np.testing.assert_allclose(typed.outputs[0].contents.fp32_contents, expected.novelty)
 
 
 async def test_live_and_ready(stub):

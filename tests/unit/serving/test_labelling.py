@@ -25,7 +25,7 @@ from serving.labelling.job import run_job
 from serving.labelling.progress import Progress
 from serving.labelling.settings import LabelSettings
 from serving.runtime import import_onnxruntime
-from tests.bundles import make_bundle, random_rows
+from tests.bundles import make_bundle, random_rows, reference_novelty
 from tests.unit.serving.cluster_service import ClusterService, running
 
 N_ROWS = 1000
@@ -185,6 +185,37 @@ def test_rows_the_model_has_no_answer_for_are_errors_too(label, tmp_path):
     table = pq.read_table(tmp_path / "out")
     assert [v is None for v in table["cluster"].to_pylist()] == [False] * 4 + [True, False]
     assert table["confidence"].null_count == 1
+
+
+def test_novelty_is_a_column_if_the_bundle_has_it(label, broken_images, tmp_path):
+    model = make_bundle(tmp_path / "novel", novelty=True)
+    status, said = label(**broken_images | {"model": model}, max_error_share=0.2, chunk_rows=3, batch_rows=2)
+    assert status == 0, said
+    table = pq.read_table(tmp_path / "out")
+    assert table.column_names == ["row", "cluster", "confidence", "novelty", "error"]
+    expected = reference_novelty(random_rows(10))
+    for row, novelty in enumerate(table["novelty"].to_pylist()):
+        assert novelty is None if row in (3, 7) else novelty == pytest.approx(expected[row], rel=1e-5)
+
+
+def test_a_chunk_without_a_readable_row_has_the_novelty_column_too(label, tmp_path):
+    np.save(tmp_path / "nan.npy", np.array([[np.nan] * 2] * 3 + [[1.0, 2.0]] * 3, np.float32))
+    model = make_bundle(tmp_path / "models", shape=(2,), dtype="float32", novelty=True)
+    status, said = label(model=model, input=tmp_path / "nan.npy", max_error_share=1, chunk_rows=3)
+    assert status == 0, said
+    assert pq.read_table(tmp_path / "out")["novelty"].null_count == 3
+
+
+def test_an_id_column_of_the_name_novelty_is_refused_only_where_it_clashes(label, tmp_path):
+    pq.write_table(pa.table({"a": [0.0, 1.0], "b": [1.0, 2.0], "novelty": [5, 6]}), tmp_path / "t.parquet")
+    flags = {"input": tmp_path / "t.parquet", "id_columns": "novelty"}
+    plain = make_bundle(tmp_path / "plain", shape=(2,), dtype="float32")
+    assert label(model=plain, **flags)[0] == 0
+    assert pq.read_table(tmp_path / "out")["novelty"].to_pylist() == [5, 6]
+    novel = make_bundle(tmp_path / "novel", shape=(2,), dtype="float32", novelty=True)
+    status, said = label(model=novel, output="other", **flags)
+    assert status == 42
+    assert "rename the id column 'novelty'" in said
 
 
 def test_a_fault_of_the_program_shows_its_traceback_and_one_of_the_input_does_not(label, monkeypatch):
@@ -386,6 +417,15 @@ def test_a_server_does_the_work(label, service, data, tmp_path):
     expected = np.load(data).sum(axis=1, dtype=np.int64) % 5  # the service's engine is the fake one
     np.testing.assert_array_equal(pq.read_table(tmp_path / "out")["cluster"], expected)
     assert {call.model_version for call in service.calls} == {1}
+
+
+def test_a_server_says_novelty_too(label, service, data, tmp_path):
+    model = make_bundle(tmp_path / "novel", shape=(4,), n_clusters=5, novelty=True)
+    service.graph_sha256, service.says_novelty = read_bundle(model).manifest.graph_sha256, True
+    status, said = label(model=model, target=service.target)
+    assert status == 0, said
+    expected = np.load(data).sum(axis=1, dtype=np.int64) % 101 / 100
+    np.testing.assert_allclose(pq.read_table(tmp_path / "out")["novelty"], expected, rtol=1e-6)
 
 
 def test_a_server_with_another_model_is_refused(label, service, tmp_path):

@@ -60,6 +60,27 @@ def test_clusters_and_confidences_are_counted_row_by_row(metrics, manifest):
     assert by_edge == {"0.1": 0, "0.5": 2, "0.9": 2, "+Inf": 4}
 
 
+def test_novelty_is_counted_row_by_row_of_models_that_say_it(metrics, novelty_manifest):
+    tally = metrics.for_model(novelty_manifest, low_confidence=0.5, drift_window_rows=100).tally
+    ones = np.ones(3, np.float32)
+    tally.add(np.array([3, 3, 7]), ones, np.array([0.05, 0.5, 1.0], np.float32))
+    tally.add(np.array([0]), ones[:1], np.array([0.995], np.float32))
+    value = metrics.registry.get_sample_value
+    assert value("nvisa_novelty_count", TOY) == 4
+    assert value("nvisa_novelty_sum", TOY) == pytest.approx(2.545)
+    by_edge = {
+        le: value("nvisa_novelty_bucket", TOY | {"le": le}) for le in ("0.1", "0.5", "0.99", "0.999", "+Inf")
+    }
+    assert by_edge == {"0.1": 1, "0.5": 2, "0.99": 2, "0.999": 3, "+Inf": 4}
+
+
+def test_a_model_that_does_not_say_novelty_has_no_histogram_of_it(metrics, manifest):
+    metrics.for_model(manifest, low_confidence=0.5, drift_window_rows=100).tally.add(
+        np.array([1]), np.ones(1, np.float32)
+    )
+    assert metrics.registry.get_sample_value("nvisa_novelty_count", TOY) is None
+
+
 def test_drift_is_not_a_number_before_the_first_row_then_zero_for_the_training_mix(metrics, manifest):
     tally = metrics.for_model(manifest, low_confidence=0.5, drift_window_rows=10**6).tally
     value = metrics.registry.get_sample_value

@@ -132,6 +132,14 @@ def test_a_model_that_answers_nonsense_to_its_warm_up_is_refused(tmp_path, engin
         repository_of(tmp_path, lambda *_: engine).load()
 
 
+@pytest.mark.parametrize("promised", [True, False])
+def test_an_engine_and_a_manifest_that_do_not_agree_on_novelty_are_refused(tmp_path, promised):
+    make_bundle(tmp_path, novelty=promised)
+    engine = FakeEngine(10, novelty=not promised)
+    with pytest.raises(EngineError, match="do not agree on novelty"):
+        repository_of(tmp_path, lambda *_: engine).load()
+
+
 def test_on_the_cpu_the_smallest_and_largest_batch_are_warmed(tmp_path):
     make_bundle(tmp_path)
     engine = FakeEngine(10)

@@ -73,7 +73,13 @@ def test_all_scores_are_kept(run):
 
 def test_export_and_report(run, tmp_path, capsys):
     assert main(["export", str(run), "--output", str(tmp_path / "toy" / "1")]) == 0
-    assert "equal argmax 100.00 %" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "equal argmax 100.00 %" in said
+    assert "novelty" not in said
+    assert main(["export", str(run), "--output", str(tmp_path / "toy" / "2"), "--with-novelty"]) == 0
+    said = capsys.readouterr().out
+    ratio = json.loads((tmp_path / "toy" / "2" / "manifest.json").read_text())["novelty"]["cost_ratio"]
+    assert f"costs {ratio:.2f} times the multiply-accumulates" in said
     assert main(["report", str(run), "--output", str(tmp_path / "report")]) == 0
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert names == {"samples.png", "typical.png", "latent.png", "history.png", "index.html"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +17,7 @@ from training.data import describe
 from training.export import ExportError, check_parity, export, to_onnx
 from training.fit import fit
 from training.inference import probabilities
+from training.novelty import novelty
 
 
 def fitted_on(x: np.ndarray):
@@ -49,6 +53,51 @@ def test_bundle_serves_what_torch_computes(kind, request, tmp_path):
     assert manifest.input == fitted.spec
 
 
+@pytest.mark.parametrize("kind", ["images", "features"])
+def test_novelty_is_served_as_torch_computes_it(kind, request, tmp_path):
+    fitted = request.getfixturevalue(kind)
+    manifest = export(fitted, tmp_path / "toy" / "1", with_novelty=True)
+    assert manifest.schema_version == 2
+    assert manifest.outputs == ("probabilities", "cluster", "novelty")
+    assert manifest.novelty.rows == 64
+    assert manifest.novelty.cost_ratio > 1
+    assert manifest.novelty.max_abs_difference < 1e-3
+    engine = OnnxEngine(read_bundle(tmp_path / "toy" / "1"), "cpu")
+    far = np.full((2, *fitted.spec.shape), 255, fitted.spec.dtype)
+    for rows in (fitted.rows.sample, fitted.rows.sample[:1], far):
+        found = engine.assign(rows)
+        expected = probabilities(fitted.model, rows)
+        np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+        np.testing.assert_array_equal(found.clusters, expected.argmax(1))
+        np.testing.assert_allclose(found.novelty, novelty(fitted.model, fitted.rows.ranks, rows), atol=1e-3)
+        assert found.novelty.dtype == np.float32
+    wild = engine.assign(
+        np.full((2, *fitted.spec.shape), 3e38 if kind == "features" else 0, fitted.spec.dtype)
+    )
+    assert ((wild.novelty >= 0) & (wild.novelty <= 1)).all()
+
+
+def test_without_novelty_the_manifest_is_what_it_was(images, tmp_path):
+    export(images, tmp_path / "toy" / "1")
+    document = json.loads((tmp_path / "toy" / "1" / "manifest.json").read_text())
+    assert document["schema_version"] == 1
+    assert "novelty" not in document
+    assert len(onnx.load(tmp_path / "toy" / "1" / "model.onnx").graph.output) == 2
+
+
+def test_a_run_without_ranks_is_ranked_among_the_rows_it_holds(images, tmp_path):
+    rows = dataclasses.replace(images.rows, sample=images.rows.sample[:50], ranks=None)
+    manifest = export(dataclasses.replace(images, rows=rows), tmp_path / "toy" / "1", with_novelty=True)
+    assert manifest.novelty.rows == 50
+
+
+def test_export_is_refused_when_novelty_differs(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "novelty", lambda *_: np.full(64, 0.5, np.float32))
+    with pytest.raises(ExportError, match=r"up to .* in novelty on 64 rows .* not exported"):
+        export(images, tmp_path / "toy" / "1", with_novelty=True)
+    assert not (tmp_path / "toy").exists()
+
+
 def test_graph_is_self_contained_and_tells_nothing_of_this_machine(images):
     graph = to_onnx(images)
     proto = onnx.load_from_string(graph)
@@ -71,7 +120,7 @@ def test_export_is_refused_when_parity_fails(images, features, tmp_path, monkeyp
     graph = to_onnx(wrong)
     with pytest.raises(ExportError, match=r"differs from torch by up to .* not exported"):
         check_parity(images, graph, images.rows.sample)
-    monkeypatch.setattr(export_module, "to_onnx", lambda fitted: graph)
+    monkeypatch.setattr(export_module, "to_onnx", lambda *_: graph)
     with pytest.raises(ExportError):
         export(images, tmp_path / "toy" / "1")
     assert not (tmp_path / "toy").exists()

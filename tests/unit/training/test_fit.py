@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import math
 
@@ -86,9 +87,19 @@ def test_saved_fit_reads_back(x, tmp_path, monkeypatch):
     assert again.histories == fitted.histories
     assert again.rows.reference == fitted.rows.reference
     np.testing.assert_array_equal(again.rows.typical, fitted.rows.typical)
+    np.testing.assert_array_equal(again.rows.ranks.energies, fitted.rows.ranks.energies)
+    assert (again.rows.ranks.sigma, again.rows.ranks.rows) == (fitted.rows.ranks.sigma, len(x))
     for name, value in fitted.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
     assert (again.start.predict(again.model, x) == fitted.start.predict(fitted.model, x)).all()
+
+
+def test_a_run_from_before_ranks_were_kept_still_loads(x, tmp_path):
+    fitted = fit(config(), x, SPEC)
+    dataclasses.replace(fitted, rows=dataclasses.replace(fitted.rows, ranks=None)).save(tmp_path)
+    again = Fitted.load(tmp_path)
+    assert again.rows.ranks is None
+    np.testing.assert_array_equal(again.rows.sample, fitted.rows.sample)
 
 
 def test_another_format_is_refused(x, tmp_path):

@@ -40,21 +40,23 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
-    __slots__ = ("model_name", "model_version", "request_id", "input", "want_probabilities")
+    __slots__ = ("model_name", "model_version", "request_id", "input", "want_probabilities", "want_novelty")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     WANT_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    WANT_NOVELTY_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: int
     request_id: str
     input: Tensor
     want_probabilities: bool
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., request_id: _Optional[str] = ..., input: _Optional[_Union[Tensor, _Mapping]] = ..., want_probabilities: _Optional[bool] = ...) -> None: ...
+    want_novelty: bool
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., request_id: _Optional[str] = ..., input: _Optional[_Union[Tensor, _Mapping]] = ..., want_probabilities: _Optional[bool] = ..., want_novelty: _Optional[bool] = ...) -> None: ...
 
 class AssignResponse(_message.Message):
-    __slots__ = ("request_id", "model_name", "model_version", "clusters", "confidences", "probabilities", "clusters_data", "confidences_data", "probabilities_data", "n_clusters", "timings")
+    __slots__ = ("request_id", "model_name", "model_version", "clusters", "confidences", "probabilities", "clusters_data", "confidences_data", "probabilities_data", "n_clusters", "timings", "novelty", "novelty_data")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +68,8 @@ class AssignResponse(_message.Message):
     PROBABILITIES_DATA_FIELD_NUMBER: _ClassVar[int]
     N_CLUSTERS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    NOVELTY_FIELD_NUMBER: _ClassVar[int]
+    NOVELTY_DATA_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model_name: str
     model_version: int
@@ -77,7 +81,9 @@ class AssignResponse(_message.Message):
     probabilities_data: bytes
     n_clusters: int
     timings: Timings
-    def __init__(self, request_id: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., clusters: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., clusters_data: _Optional[bytes] = ..., confidences_data: _Optional[bytes] = ..., probabilities_data: _Optional[bytes] = ..., n_clusters: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    novelty: _containers.RepeatedScalarFieldContainer[float]
+    novelty_data: bytes
+    def __init__(self, request_id: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., clusters: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., clusters_data: _Optional[bytes] = ..., confidences_data: _Optional[bytes] = ..., probabilities_data: _Optional[bytes] = ..., n_clusters: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., novelty: _Optional[_Iterable[float]] = ..., novelty_data: _Optional[bytes] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_ns", "inference_ns", "total_ns")
@@ -128,7 +134,7 @@ class Limits(_message.Message):
     def __init__(self, max_message_bytes: _Optional[int] = ..., max_queue_rows: _Optional[int] = ..., max_batch_rows: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "is_default", "state", "state_reason", "device", "input", "n_clusters", "clusters", "parity", "training", "graph_sha256", "opset", "package_version", "commit", "created")
+    __slots__ = ("name", "version", "is_default", "state", "state_reason", "device", "input", "n_clusters", "clusters", "parity", "training", "graph_sha256", "opset", "package_version", "commit", "created", "novelty")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +151,7 @@ class Model(_message.Message):
     PACKAGE_VERSION_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    NOVELTY_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     is_default: bool
@@ -161,7 +168,20 @@ class Model(_message.Message):
     package_version: str
     commit: str
     created: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., device: _Optional[str] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., n_clusters: _Optional[int] = ..., clusters: _Optional[_Iterable[_Union[Cluster, _Mapping]]] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., graph_sha256: _Optional[str] = ..., opset: _Optional[int] = ..., package_version: _Optional[str] = ..., commit: _Optional[str] = ..., created: _Optional[str] = ...) -> None: ...
+    novelty: Novelty
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., device: _Optional[str] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., n_clusters: _Optional[int] = ..., clusters: _Optional[_Iterable[_Union[Cluster, _Mapping]]] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., graph_sha256: _Optional[str] = ..., opset: _Optional[int] = ..., package_version: _Optional[str] = ..., commit: _Optional[str] = ..., created: _Optional[str] = ..., novelty: _Optional[_Union[Novelty, _Mapping]] = ...) -> None: ...
+
+class Novelty(_message.Message):
+    __slots__ = ("score", "rows", "cost_ratio", "max_abs_difference")
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COST_RATIO_FIELD_NUMBER: _ClassVar[int]
+    MAX_ABS_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    score: str
+    rows: int
+    cost_ratio: float
+    max_abs_difference: float
+    def __init__(self, score: _Optional[str] = ..., rows: _Optional[int] = ..., cost_ratio: _Optional[float] = ..., max_abs_difference: _Optional[float] = ...) -> None: ...
 
 class InputSpec(_message.Message):
     __slots__ = ("dtype", "shape", "meaning")
