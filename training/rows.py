@@ -35,7 +35,7 @@ class MappedRows:
 
     Threads read a few batches ahead: a batch of random rows of a file is as many waits for the disk, which
     are best had at the same time. For a GPU they read into pinned memory, from where it is copied beside
-    the computation; the host waits for neither.
+    the computation, and the host waits for no copy.
 
     Parameters
     ----------
@@ -52,6 +52,8 @@ class MappedRows:
         self._dtype = dtype
         self.device = device
         self.shape = self._array.shape
+        # One for all epochs: torch keeps memory apart for each stream.
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -85,7 +87,6 @@ class MappedRows:
         todo = iter(parts)
         reading: deque[tuple[Tensor, Future[None]]] = deque()
         ahead = AHEAD
-        copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         with ThreadPoolExecutor(READERS, "rows") as pool:
             while True:
                 while len(reading) < ahead and (part := next(todo, None)) is not None:
@@ -96,7 +97,7 @@ class MappedRows:
                     return
                 staged, filled = reading.popleft()
                 filled.result()
-                yield staged if copies is None else _copied(staged, self.device, copies)
+                yield staged if self._copies is None else _copied(staged, self.device, self._copies)
 
     def _staging(self, part: slice | np.ndarray) -> Tensor:
         # Pinned blocks come from torch's cache, which gives none out again before its copy is done.
