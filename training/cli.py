@@ -27,10 +27,12 @@ def fit(arguments: Sequence[str]) -> None:
     """Run ``nvisa-train fit``."""
     from training import data
     from training.fit import fit as run_fit
+    from training.memory import keep_freed_memory
     from training.progress import TerminalProgress
     from training.settings import FitSettings
 
     settings = load_settings(FitSettings, arguments)
+    keep_freed_memory()
     config = settings.training_config()
     loaded = data.load(settings.data, label_column=settings.label_column)
     progress = TerminalProgress()
