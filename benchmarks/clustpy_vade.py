@@ -14,7 +14,6 @@ import time
 import numpy as np
 import torch
 
-
 KEPT: list[torch.library.Library] = []  # a library's declarations go with it
 
 
