@@ -13,11 +13,32 @@ import time
 
 import numpy as np
 import torch
-from clustpy.deep._data_utils import get_dataloader
-from clustpy.deep.vade import _VaDE_Module, _VaDE_VAE
+
+KEPT: list[torch.library.Library] = []  # a library's declarations go with it
+
+
+def allow_torchvision() -> None:
+    """Let `torchvision` be imported though its compiled operators do not fit this torch.
+
+    ClustPy imports it. A CPU build of torch beside PyPI's torchvision lacks these operators, none of which
+    VaDE uses; declaring those that are asked for at import is enough.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        KEPT.append(library)
 
 
 def main() -> None:
+    allow_torchvision()
+    from clustpy.deep._data_utils import get_dataloader
+    from clustpy.deep.vade import _VaDE_Module, _VaDE_VAE
+
     path, batch_size = sys.argv[1], int(sys.argv[2])
     answers, sys.stdout = sys.stdout, sys.stderr
     torch.set_num_threads(int(os.environ["BENCH_THREADS"]))

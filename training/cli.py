@@ -27,11 +27,13 @@ def fit(arguments: Sequence[str]) -> None:
     """Run ``nvisa-train fit``."""
     from training import data
     from training.fit import fit as run_fit
+    from training.allocator import keep_freed_memory
     from training.progress import TerminalProgress
     from training.run import refuse_used
     from training.settings import FitSettings
 
     settings = load_settings(FitSettings, arguments)
+    keep_freed_memory()
     config = settings.training_config()
     if not settings.resume:
         refuse_used(settings.output)  # reading large data first would only delay it
