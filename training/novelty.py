@@ -122,15 +122,11 @@ def terms(model: NVISAModel, x: Tensor) -> Terms:
 @torch.no_grad()
 def calibrate(model: NVISAModel, x: np.ndarray) -> Ranks:
     """Energies of training rows ``x (n, *shape)``, for novelty to be a rank among them."""
-    found: tuple[list[np.ndarray], list[np.ndarray]] = (
-        [],
-        [],
-    )  # two numbers a row, and not its probabilities
+    found = []
     for part in parts(model, x, BATCH):
         of_rows = terms(model, model.preprocess(part))
-        found[0].append(of_rows.squared_error.cpu().numpy())
-        found[1].append(of_rows.log_ratio.cpu().numpy())
-    squared_error, log_ratio = (np.concatenate(values).astype(np.float64) for values in found)
+        found.append(torch.stack([of_rows.squared_error, of_rows.log_ratio]).cpu())
+    squared_error, log_ratio = torch.cat(found, 1).double().numpy()
     # A model that was standardised on other rows may overflow on some of these: they are the farthest.
     variance = float(squared_error[np.isfinite(squared_error)].mean()) / model.spec.row_size
     sigma = max(variance, float(np.finfo(np.float32).tiny)) ** 0.5
