@@ -68,13 +68,14 @@ def main() -> None:
             }
         bundles = [read_bundle(work / "models" / "known" / number) for number in ("1", "2")]
     fitted = Fitted.load(run)
+    training = energies(fitted, load(str(options.data / options.known)).x)
     found: dict[str, dict[str, np.ndarray]] = {}
     for kind, x in rows.items():
         answer = served[kind]
         assert answer.novelty is not None
         found[kind] = {
             "1 - confidence": 1 - answer.confidences,
-            **candidates(fitted, x),
+            **candidates(fitted, x, training),
             "novelty, two-sided": np.abs(answer.novelty - 0.5),
             "novelty": answer.novelty,
         }
@@ -128,7 +129,9 @@ def made_up(test: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def candidates(fitted: Fitted, x: np.ndarray) -> dict[str, np.ndarray]:
+def candidates(
+    fitted: Fitted, x: np.ndarray, training: tuple[np.ndarray, np.ndarray]
+) -> dict[str, np.ndarray]:
     """What could be ranked instead, ``(n,)`` each, the larger the more novel."""
     model = fitted.model
     ranks = fitted.rows.ranks or calibrate(model, fitted.rows.sample)
@@ -142,7 +145,7 @@ def candidates(fitted: Fitted, x: np.ndarray) -> dict[str, np.ndarray]:
             "bound at the mean of z, last ε": -(model.log_p_x(rows, z[None])[0] + of_rows.log_ratio),
             "squared error": of_rows.squared_error,
             "-log p(z|y) at the mean of z": -normal_log_density(z, *model.p_z(of_rows.cluster)),
-            "bound at the mean of z, one σ (novelty ranked among all)": of_rows.energy(ranks.sigma),
+            "bound at the mean of z, one σ (novelty's score)": of_rows.energy(ranks.sigma),
         }
         if model.x_raw_std is not None:
             std = bounded_std(model.x_raw_std(hidden), model.first_epsilon_x)
@@ -150,7 +153,32 @@ def candidates(fitted: Fitted, x: np.ndarray) -> dict[str, np.ndarray]:
             now["bound at the mean of z, first ε"] = -(warm + of_rows.log_ratio)
         for name, values in now.items():
             scores.setdefault(name, []).append(values.cpu())
-    return {name: torch.cat(values).numpy() for name, values in scores.items()}
+    found = {name: torch.cat(values).numpy() for name, values in scores.items()}
+    found["the same, ranked within the cluster"] = within_cluster(training, energies(fitted, x))
+    return found
+
+
+@torch.no_grad()
+def energies(fitted: Fitted, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Novelty's score before ranking, and the cluster, ``(n,)`` each."""
+    model = fitted.model
+    ranks = fitted.rows.ranks or calibrate(model, fitted.rows.sample)
+    found = [terms(model, model.preprocess(part)) for part in parts(model, x, BATCH)]
+    energy = torch.cat([part.energy(ranks.sigma).cpu() for part in found]).numpy()
+    return energy, torch.cat([part.cluster.cpu() for part in found]).numpy()
+
+
+def within_cluster(
+    training: tuple[np.ndarray, np.ndarray], rows: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Rank of each row's energy among the training rows of its cluster; all of them if it has under 100."""
+    ranked = np.empty(len(rows[0]))
+    for cluster in np.unique(rows[1]):
+        own = training[0][training[1] == cluster]
+        among = np.sort(own if len(own) >= 100 else training[0])
+        mine = rows[1] == cluster
+        ranked[mine] = np.searchsorted(among, rows[0][mine]) / len(among)
+    return ranked
 
 
 def separation(known: np.ndarray, other: np.ndarray) -> float:

@@ -89,7 +89,7 @@ class ClusterCollector(Collector):
         )
         novelty = HistogramMetricFamily(
             "nvisa_novelty",
-            "Rank of a row among the training rows of its cluster, 1 the least likely; evenly spread if the "
+            "Rank of a row among the training rows, 1 the least likely; evenly spread if the "
             "traffic is like the training data. Only of models exported with novelty",
             labels=_MODEL,
         )

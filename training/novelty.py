@@ -11,11 +11,12 @@ decide the density alone, and it gives plain rows a higher density than the trai
 what the decoder cannot draw against where in the latent space the row lies, in nats, whatever ε the fit ended
 with.
 
-Novelty is the share of the training rows *of the same cluster* with less energy: clusters differ in how well
-their rows can be drawn, and ranked together, a bad drawing of a simple thing passes for a good one of a
-complicated thing. The rank is one-sided. With one σ for all values the density has no spikes to fall into,
-and a row of less energy than any training row is one that the model draws well, from where its cluster is
-densest.
+Novelty is the share of the training rows with less energy. The rank is one-sided: with one σ for all values
+the density has no spikes to fall into, and a row of less energy than any training row is one that the model
+draws well, from where its cluster is densest. It follows that a plain row which the decoder happens to draw,
+such as a black image, is not novel; and that clusters which are hard to draw have more than their share of
+high ranks. Ranks within the assigned cluster would cure the latter alone, and tell strange rows from known
+ones a little worse, because a strange row can fall into any cluster; `benchmarks/novelty.py` has both.
 """
 
 from __future__ import annotations
@@ -26,18 +27,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.densities import LOG_2PI, normal_log_density
 from training.inference import BATCH, parts
 from training.model import NVISAModel
 
-SCORE = "bound of log p(x) at the mean of z, one std for all values; ranked within the cluster"
+SCORE = "bound of log p(x) at the mean of z, one std for all values"
 # Shares of the training rows at which the energy is kept: nearer to each other towards 1, where it matters.
 LEVELS = 1 - (1 - np.linspace(0, 1, 257)) ** 2
-# A cluster with fewer training rows has no distribution to speak of: its rows are ranked among all rows.
-SMALLEST_CLUSTER = 100
 # Least relative step of the kept energies: rows that occur many times all have one energy, and a rank that
 # jumped there would turn rounding into a different answer.
 _LEAST_STEP = 1e-5
@@ -67,8 +65,8 @@ class Ranks:
     sigma
         The one std of p(x|z).
     energies
-        float32 ``(K, len(LEVELS))``, strictly increasing in each row: a share ``LEVELS[i]`` of the cluster's
-        training rows has at most energy ``i``.
+        float32 ``(len(LEVELS),)``, strictly increasing: a share ``LEVELS[i]`` of the training rows has at
+        most energy ``energies[i]``.
     rows
         How many training rows they come from.
     """
@@ -90,7 +88,7 @@ class NoveltyHead(nn.Module):
         super().__init__()
         energies = ranks.energies.astype(np.float64)
         for name, value in (
-            ("left", energies[:, :-1]),
+            ("left", energies[:-1]),
             ("slope", 1 / np.diff(energies)),
             ("steps", np.diff(LEVELS)),
             ("sigma", np.float64(ranks.sigma)),
@@ -104,9 +102,7 @@ class NoveltyHead(nn.Module):
         """
         energy = terms.energy(self.sigma)
         energy = torch.where(energy < _LARGEST, energy, _LARGEST)  # not a number is not less than anything
-        left = F.embedding(terms.cluster, self.left)
-        slope = F.embedding(terms.cluster, self.slope)
-        ramps = ((energy.unsqueeze(-1) - left) * slope).clamp(0, 1)
+        ramps = ((energy.unsqueeze(-1) - self.left) * self.slope).clamp(0, 1)
         return (ramps @ self.steps).clamp(0, 1)
 
 
@@ -126,28 +122,24 @@ def terms(model: NVISAModel, x: Tensor) -> Terms:
 @torch.no_grad()
 def calibrate(model: NVISAModel, x: np.ndarray) -> Ranks:
     """Energies of training rows ``x (n, *shape)``, for novelty to be a rank among them."""
-    found: list[list[np.ndarray]] = [[], [], []]  # three numbers a row, and not its probabilities
+    found = []
     for part in parts(model, x, BATCH):
-        for values, kept in zip(terms(model, model.preprocess(part))[1:], found, strict=True):
-            kept.append(values.cpu().numpy())
-    cluster, squared_error, log_ratio = (np.concatenate(kept) for kept in found)
-    squared_error = squared_error.astype(np.float64)
+        of_rows = terms(model, model.preprocess(part))
+        found.append(torch.stack([of_rows.squared_error, of_rows.log_ratio]).cpu())
+    squared_error, log_ratio = torch.cat(found, 1).double().numpy()
     # A model that was standardised on other rows may overflow on some of these: they are the farthest.
     variance = float(squared_error[np.isfinite(squared_error)].mean()) / model.spec.row_size
     sigma = max(variance, float(np.finfo(np.float32).tiny)) ** 0.5
     with np.errstate(invalid="ignore"):
         energy = squared_error / (2 * sigma**2) - log_ratio
     energy = np.nan_to_num(energy, nan=_FARTHEST, posinf=_FARTHEST)
-    of_all = np.quantile(energy, LEVELS)
-    own = [energy[cluster == k] for k in range(model.n_clusters)]
-    levels = np.stack([np.quantile(e, LEVELS) if len(e) >= SMALLEST_CLUSTER else of_all for e in own])
-    return Ranks(sigma, _increasing(levels).astype(np.float32), len(x))
+    return Ranks(sigma, _increasing(np.quantile(energy, LEVELS)).astype(np.float32), len(x))
 
 
 def _increasing(values: np.ndarray) -> np.ndarray:
-    """Raise each row of ``values`` just enough that it increases by a least step throughout."""
-    slack = np.cumsum(_LEAST_STEP * np.abs(values).clip(1), axis=1)
-    raised: np.ndarray = np.maximum.accumulate(values - slack, axis=1) + slack
+    """Raise ascending ``values`` just enough that they increase by a least step throughout."""
+    slack = np.cumsum(_LEAST_STEP * np.abs(values).clip(1))
+    raised: np.ndarray = np.maximum.accumulate(values - slack) + slack
     return raised
 
 

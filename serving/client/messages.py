@@ -33,8 +33,7 @@ class AssignResult:
         What answered: one version for all rows.
     novelty
         float32 ``(n_rows,)`` in [0, 1], or ``None`` if it was not asked for: the share of the training rows
-        of the same cluster that the model finds more likely; 0.99 is reached by one in a hundred of rows like
-        those.
+        that the model finds more likely; 0.99 is reached by one in a hundred of rows like those.
     """
 
     clusters: np.ndarray

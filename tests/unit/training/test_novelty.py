@@ -63,41 +63,34 @@ def test_the_energy_is_minus_the_bound_at_the_mean_of_z_with_one_std_up_to_a_con
 
 
 @pytest.mark.parametrize("x", [IMAGES, FEATURES])
-def test_it_is_the_rank_among_the_clusters_training_rows(x):
+def test_it_is_the_rank_among_the_training_rows(x):
     model = model_of(x)
     ranks = calibrate(model, x)
     found = terms(model, model.preprocess(torch.from_numpy(x)))
     sigma2 = (found.squared_error.double().mean() / found.squared_error.new_tensor(x[0].size)).item()
     assert ranks.sigma == pytest.approx(math.sqrt(sigma2))
     assert ranks.rows == len(x)
-    energy, cluster = found.energy(ranks.sigma).detach().numpy(), found.cluster.numpy()
-    assert (np.bincount(cluster) >= 100).sum() >= 1, "the case is about clusters with ranks of their own"
+    energy = found.energy(ranks.sigma).detach().numpy()
     got = novelty(model, ranks, x)
-    for k in range(3):
-        own = energy[cluster == k]
-        among = own if len(own) >= 100 else energy
-        expected = np.searchsorted(np.sort(among), own) / (len(among) - 1)
-        # Linear between the levels kept, which are nowhere further apart than 2 / 256.
-        np.testing.assert_allclose(got[cluster == k], expected, atol=2 / 256 + 2 / len(among))
+    expected = np.searchsorted(np.sort(energy), energy) / (len(x) - 1)
+    # Linear between the levels kept, which are nowhere further apart than 2 / 256.
+    np.testing.assert_allclose(got, expected, atol=2 / 256 + 2 / len(x))
     assert got.max() == pytest.approx(1, abs=1e-6)
     assert got.min() == 0
 
 
 def test_ranks_are_one_sided_and_end_at_zero_and_one():
-    ranks = Ranks(1.0, np.sort(RNG.normal(size=(2, len(LEVELS))) * 5, 1).astype(np.float32), 1000)
-    energy = np.linspace(-30, 30, 501)
-    for k in range(2):
-        given = torch.from_numpy(energy.astype(np.float32))
-        found = Terms(torch.zeros(501, 2), torch.full((501,), k), torch.zeros(501), -given)
-        expected = np.interp(given.numpy(), ranks.energies[k], LEVELS)
-        got = NoveltyHead(ranks)(found).numpy()
-        np.testing.assert_allclose(got, expected, atol=1e-5)
-        assert got[0] == 0
-        assert got[-1] == pytest.approx(1, abs=1e-6)
+    ranks = Ranks(1.0, np.sort(RNG.normal(size=len(LEVELS)) * 5).astype(np.float32), 1000)
+    energy = torch.linspace(-30, 30, 501)
+    found = Terms(torch.zeros(501, 2), torch.zeros(501, dtype=torch.int64), torch.zeros(501), -energy)
+    got = NoveltyHead(ranks)(found).numpy()
+    np.testing.assert_allclose(got, np.interp(energy.numpy(), ranks.energies, LEVELS), atol=1e-5)
+    assert got[0] == 0
+    assert got[-1] == pytest.approx(1, abs=1e-6)
 
 
 def test_an_energy_that_is_no_number_is_as_novel_as_can_be():
-    ranks = Ranks(1.0, np.arange(len(LEVELS), dtype=np.float32)[None], 1000)
+    ranks = Ranks(1.0, np.arange(len(LEVELS), dtype=np.float32), 1000)
     wild = torch.tensor([math.nan, math.inf, -math.inf, 3e38, -3e38])
     found = Terms(torch.zeros(5, 1), torch.zeros(5, dtype=torch.int64), torch.zeros(5), -wild)
     np.testing.assert_allclose(NoveltyHead(ranks)(found).numpy(), [1, 1, 0, 1, 0], atol=1e-6)
@@ -156,18 +149,6 @@ def test_training_rows_that_are_all_alike_are_like_the_training_rows():
     assert np.isfinite(found).all()
     assert (found[:2] < 0.05).all()
     assert (found[2:] > 0.95).all()
-
-
-def test_a_cluster_of_few_rows_is_ranked_among_all():
-    model = model_of(FEATURES)
-    cluster = terms(model, model.preprocess(torch.from_numpy(FEATURES))).cluster.numpy()
-    biggest = int(np.bincount(cluster, minlength=3).argmax())
-    others = np.flatnonzero(cluster != biggest)[:20]
-    x = np.concatenate([FEATURES[cluster == biggest], FEATURES[others]])
-    ranks = calibrate(model, x)
-    small = [k for k in range(3) if k != biggest]
-    np.testing.assert_array_equal(ranks.energies[small[0]], ranks.energies[small[1]])
-    assert not np.array_equal(ranks.energies[small[0]], ranks.energies[biggest])
 
 
 def test_the_cost_is_the_ratio_of_multiply_accumulates():
