@@ -27,11 +27,13 @@ def fit(arguments: Sequence[str]) -> None:
     """Run ``nvisa-train fit``."""
     from training import data
     from training.fit import fit as run_fit
+    from training.fitted import Fitted
     from training.progress import TerminalProgress
     from training.settings import FitSettings
 
     settings = load_settings(FitSettings, arguments)
     config = settings.training_config()
+    old = Fitted.load(settings.warm_start) if settings.warm_start is not None else None
     loaded = data.load(settings.data, label_column=settings.label_column)
     progress = TerminalProgress()
     progress.say(f"{settings.data}: {len(loaded.x)} rows of {loaded.spec.dtype} {loaded.spec.shape}")
@@ -45,6 +47,7 @@ def fit(arguments: Sequence[str]) -> None:
             fingerprint=loaded.fingerprint,
             directory=settings.output,
             resume=settings.resume,
+            warm_start=old,
             progress=progress,
         )
     finally:
@@ -86,7 +89,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     print(scores)
     if start is not None and start.acc is not None:
         print(
-            f"\nAE+GMM, the start of this run: ACC {start.acc:.4f}, NMI {start.nmi:.4f}, ARI {start.ari:.4f}"
+            f"\n{fitted.start_name}, the start of this run: "
+            f"ACC {start.acc:.4f}, NMI {start.nmi:.4f}, ARI {start.ari:.4f}"
         )
 
 

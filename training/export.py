@@ -137,12 +137,17 @@ def export(fitted: Fitted, output: Path) -> Manifest:
         clusters=tuple(
             Cluster(
                 id=index,
-                name=f"cluster-{index}",
+                name=name,
                 share=share,
                 mean_confidence=None if np.isnan(confidence) else min(1.0, float(confidence)),
             )
-            for index, (share, confidence) in enumerate(
-                zip(reference.cluster_shares, fitted.rows.mean_confidence, strict=True)
+            for index, (name, share, confidence) in enumerate(
+                zip(
+                    fitted.cluster_names,
+                    reference.cluster_shares,
+                    fitted.rows.mean_confidence,
+                    strict=True,
+                )
             )
         ),
         graph_sha256=sha256(graph),

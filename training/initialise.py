@@ -151,6 +151,11 @@ def initialise_umap(
     return Start(_parameters(model, _ASSIGNER))
 
 
+def start_at(model: NVISAModel) -> Start:
+    """The start of a run that goes on from ``model`` as it is: q(y|x) itself assigns."""
+    return Start(_parameters(model, _ASSIGNER))
+
+
 @torch.no_grad()
 def assign_rows(model: NVISAModel, rows: Tensor, batch: int = 8192) -> Tensor:
     """Most probable cluster of raw rows under q(y|x): ``(n, *shape) -> (n,)``, int64."""

@@ -12,14 +12,23 @@ from training.config import TrainingConfig
 RUN_FILE = "run.json"
 
 
-def open_run(directory: Path, config: TrainingConfig, fingerprint: str, *, resume: bool) -> None:
+def open_run(
+    directory: Path,
+    config: TrainingConfig,
+    fingerprint: str,
+    *,
+    resume: bool,
+    warm_start: str | None = None,
+) -> None:
     """Make ``directory`` ready for a fit, and record what it is a fit of.
+
+    ``warm_start`` is the digest of the weights it begins with, if they are another run's.
 
     Raises
     ------
     CheckpointError
         If the directory holds a run already and ``resume`` is not set, or ``resume`` is set and the run
-        is of other data or hyper-parameters, or there is none.
+        is of other data, hyper-parameters or first weights, or there is none.
     """
     path = directory / RUN_FILE
     if resume:
@@ -33,6 +42,13 @@ def open_run(directory: Path, config: TrainingConfig, fingerprint: str, *, resum
                 f"{directory} was begun with other hyper-parameters: resume with those in {path}, "
                 "or fit into another directory"
             )
+        if (begun := known.get("warm_start")) != warm_start:
+            why = (
+                f"{directory} was begun without a warm start: leave --warm-start away"
+                if begun is None
+                else f"{directory} was begun from another run's weights: resume with the --warm-start it had"
+            )
+            raise CheckpointError(f"{why}, or fit into another directory")
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise CheckpointError(
             f"{directory} exists already: pass --resume to go on with it, or another --output"
@@ -44,6 +60,7 @@ def open_run(directory: Path, config: TrainingConfig, fingerprint: str, *, resum
             "fingerprint": fingerprint,
             "digest": config.digest(),
             "seed": config.seed,
+            "warm_start": warm_start,
             "config": config.model_dump(mode="json"),
             "versions": {name: version(name) for name in ("nvisa", "torch", "numpy", "scikit-learn")},
         },

@@ -67,6 +67,10 @@ class _FitCommand(LayeredSettings):
     )
     label_column: str | None = Field(None, description=_LABELS + "; here: do not use it as a feature")
     resume: bool = Field(False, description="go on from the run's last checkpoint")
+    warm_start: Path | None = Field(
+        None,
+        description="directory of an older fit, whose weights to begin with in place of an initialisation",
+    )
 
     def training_config(self) -> TrainingConfig:
         """Hyper-parameters: the preset's, overridden by what was given.

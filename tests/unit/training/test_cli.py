@@ -79,6 +79,18 @@ def test_export_and_report(run, tmp_path, capsys):
     assert names == {"samples.png", "typical.png", "latent.png", "history.png", "index.html"}
 
 
+def test_fit_again_from_an_old_run(run, table, tmp_path, capsys):
+    arguments = ["fit", str(table), "--clusters", "3", "--label-column", "kind", *SMALL]
+    arguments += ["--output", str(tmp_path / "new"), "--warm-start"]
+    assert main([*arguments, str(run)]) == 0
+    assert "warm start: the old run's weights" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "new"), "--data", str(table), "--label-column", "kind"]) == 0
+    assert "the old model, the start of this run: ACC" in capsys.readouterr().out
+    assert main([*arguments, str(run), "--resume", "--epochs", "2"]) == 0
+    assert main([*arguments, str(tmp_path / "new"), "--resume"]) == 2
+    assert "another run's weights" in capsys.readouterr().err
+
+
 def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
     """Command line over environment over YAML over preset."""
     settings = {
@@ -125,6 +137,14 @@ def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
             r"rows are uint8 \(8, 8\), the model takes float32 \(3,\)",
         ),
         (["evaluate", "{tmp}", "--data", "digits"], "it has no fit.json, so it is no run"),
+        (
+            ["fit", "{table}", "--clusters", "3", "--output", "{tmp}/r", "--warm-start", "{tmp}/none"],
+            "none: it has no fit.json",
+        ),
+        (
+            ["fit", "digits", "--clusters", "4", "--output", "{tmp}/r", "--warm-start", "{run}"],
+            r"n_clusters is 3 there and 4 here; .*rows are float32 \(3,\) there and uint8 \(8, 8\) here",
+        ),
         (["export", "{run}", "--output", "{tmp}/toy"], "NAME/VERSION"),
         (["bake"], "no command 'bake'; there are fit, evaluate, export, report"),
     ],
