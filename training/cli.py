@@ -19,6 +19,7 @@ commands:
   evaluate  score a run on labelled data
   export    write a run's assigner as a bundle for nvisa-serve and nvisa-label
   report    draw a run's clusters
+  align     number and name a run's clusters like those of an older bundle
 
 nvisa-train COMMAND --help tells a command's options."""
 
@@ -121,6 +122,32 @@ def report(arguments: Sequence[str]) -> None:
     print(f"report written to {page}")
 
 
+def align(arguments: Sequence[str]) -> None:
+    """Run ``nvisa-train align``."""
+    from serving.bundle import read_bundle
+    from training import data
+    from training.align import align as match_clusters
+    from training.align import write_aligned
+    from training.fitted import Fitted
+    from training.precision import resolve_device
+    from training.run import check_rows, refuse_existing
+    from training.settings import AlignSettings
+
+    settings = load_settings(AlignSettings, arguments)
+    if settings.output is not None:
+        refuse_existing(settings.output)
+    bundle = read_bundle(settings.old_bundle)
+    fitted = Fitted.load(settings.new_run, resolve_device(settings.device))
+    loaded = data.load(settings.data, split=settings.split, label_column=settings.label_column)
+    check_rows(bundle.manifest.input, loaded.spec, settings.data)
+    aligned, alignment = match_clusters(fitted, bundle, loaded.x)
+    print(alignment.model_dump_json(indent=2) if settings.json else alignment)
+    if settings.output is not None:
+        write_aligned(aligned, alignment, settings.output, allow_fewer=settings.allow_fewer)
+        if not settings.json:
+            print(f"aligned run written to {settings.output}")
+
+
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -128,6 +155,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "align": align,
 }
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from serving.bundle import InputSpec
+from serving.files import sync_directory
 from training.checkpoint import CheckpointError, read_json, write_json
 from training.config import TrainingConfig
+from training.fitted import Fitted
 
 RUN_FILE = "run.json"
 
@@ -65,6 +71,39 @@ def open_run(
             "versions": {name: version(name) for name in ("nvisa", "torch", "numpy", "scikit-learn")},
         },
     )
+
+
+def write_run(fitted: Fitted, directory: Path, more: Callable[[Path], None]) -> None:
+    """Write a fitted model as a new run: all of ``directory`` at once, or nothing.
+
+    Parameters
+    ----------
+    more
+        Writes what else belongs into the directory, given its path while it is being filled.
+
+    Raises
+    ------
+    CheckpointError
+        If the directory is there already.
+    """
+    refuse_existing(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=directory.parent))
+    try:
+        staging.chmod(0o755)
+        fitted.save(staging)
+        more(staging)
+        sync_directory(staging)
+        os.rename(staging, directory)
+        sync_directory(directory.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def refuse_existing(directory: Path) -> None:
+    """Raise `CheckpointError` if ``directory`` is there already: no run is ever overwritten."""
+    if directory.exists():
+        raise CheckpointError(f"{directory} exists already: pass another --output")
 
 
 def check_rows(expected: InputSpec, found: InputSpec, source: str) -> None:

@@ -36,6 +36,27 @@ with warnings.catch_warnings():
         json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
         device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the model")
 
+    class AlignSettings(LayeredSettings):
+        """Number and name a run's clusters like those of an older bundle, and tell which rows move.
+
+        Ids in a model are 0 to K - 1. Clusters that are new get ids after the old ones. With fewer clusters
+        than before, old ids disappear or change, and nothing is written without --allow-fewer.
+        """
+
+        model_config = SettingsConfigDict(env_prefix="NVISA_ALIGN_", cli_prog_name="nvisa-train align")
+
+        old_bundle: CliPositionalArg[Path] = Field(description="bundle in use, models/NAME/VERSION")
+        new_run: CliPositionalArg[Path] = Field(description="directory of a fit; left as it is")
+        data: str = Field(description="rows to compare the two on: " + _DATA)
+        output: Path | None = Field(None, description="directory of the aligned run; none: only report")
+        split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
+        label_column: str | None = Field(
+            None, description="column of a Parquet or CSV file that is no feature"
+        )
+        allow_fewer: bool = Field(False, description="write a run of fewer clusters than the old model's")
+        json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
+        device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the new model")
+
 
 class ExportSettings(LayeredSettings):
     """Export a run's q(y|x) as a bundle, after checking that ONNX Runtime and torch agree."""
