@@ -20,6 +20,7 @@ commands:
   export    write a run's assigner as a bundle for nvisa-serve and nvisa-label
   report    draw a run's clusters
   align     number and name a run's clusters like those of an older bundle
+  suggest-k measure how many clusters there may be
 
 nvisa-train COMMAND --help tells a command's options."""
 
@@ -148,6 +149,34 @@ def align(arguments: Sequence[str]) -> None:
             print(f"aligned run written to {settings.output}")
 
 
+def suggest_k(arguments: Sequence[str]) -> None:
+    """Run ``nvisa-train suggest-k``."""
+    from training import data
+    from training.count import count_clusters
+    from training.progress import TerminalProgress
+    from training.settings import SuggestKSettings
+
+    settings = load_settings(SuggestKSettings, arguments)
+    loaded = data.load(settings.data, split=settings.split, label_column=settings.label_column)
+    first, last = getattr(settings, "from"), settings.to
+    count = count_clusters(
+        loaded,
+        range(first, last + 1),
+        rows=settings.rows,
+        n_neighbors=settings.n_neighbors,
+        starts=settings.gmm_starts,
+        repeats=settings.repeats,
+        seed=settings.seed,
+        say=TerminalProgress().say,
+    )
+    count.write(settings.output)
+    if settings.json:
+        print(count.model_dump_json(indent=2))
+        return
+    print(count)
+    print(f"picture and numbers written to {settings.output}")
+
+
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -156,6 +185,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": export,
     "report": report,
     "align": align,
+    "suggest-k": suggest_k,
 }
 
 

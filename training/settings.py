@@ -15,6 +15,8 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from serving.configuration import InvalidSettings, LayeredSettings
 from training.config import TrainingConfig, explain, load_preset, preset_names
 
+# As in training.cluster_count, which takes a second to import.
+MOST_ROWS = 20_000
 DEFAULT_PRESET = "default"
 _DATA = "IDX folder, .npy, .npz, .parquet, .csv, folder of images, or the word digits"
 _LABELS = "column of labels in a Parquet or CSV file; for scoring only, never seen by a fit"
@@ -130,6 +132,40 @@ def _optional_fields() -> dict[str, Any]:
         fields[_flag(name)] = (kind, Field(... if required else None, description=said))
     return fields
 
+
+class _SuggestKCommand(LayeredSettings):
+    """Measure how many clusters there may be: BIC, silhouette and stability over K. A hint, not an answer.
+
+    Gaussian mixtures are fitted to the embedding that a fit with --initialisation umap would start from, and
+    to that of a single Gaussian cloud, for comparison.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="NVISA_SUGGEST_K_", cli_prog_name="nvisa-train suggest-k")
+
+    data: CliPositionalArg[str] = Field(description=_DATA)
+    to: int = Field(20, description="largest K")
+    output: Path = Field(Path("suggest-k"), description="where suggest-k.png and suggest-k.json go")
+    rows: int = Field(MOST_ROWS, ge=4, le=MOST_ROWS, description="most rows to use, drawn at random")
+    repeats: int = Field(5, ge=2, description="fits to halves of the rows, for the stability")
+    gmm_starts: int = Field(2, ge=1, description="starts of each Gaussian mixture")
+    n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
+    split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
+    label_column: str | None = Field(None, description=_LABELS + "; here: do not use it as a feature")
+
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", 'Field name "json"', UserWarning)
+    # `from` is a word of Python's own, and can only be given as a string.
+    SuggestKSettings = create_model(
+        "SuggestKSettings",
+        __base__=_SuggestKCommand,
+        __doc__=_SuggestKCommand.__doc__,
+        **{
+            "from": (int, Field(2, description="smallest K")),
+            "json": (bool, Field(False, description="print JSON")),
+        },
+    )
 
 FitSettings = create_model(
     "FitSettings", __base__=_FitCommand, __doc__=_FitCommand.__doc__, **_optional_fields()

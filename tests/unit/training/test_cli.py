@@ -146,7 +146,7 @@ def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
             r"n_clusters is 3 there and 4 here; .*rows are float32 \(3,\) there and uint8 \(8, 8\) here",
         ),
         (["export", "{run}", "--output", "{tmp}/toy"], "NAME/VERSION"),
-        (["bake"], "no command 'bake'; there are fit, evaluate, export, report, align"),
+        (["bake"], "no command 'bake'; there are fit, evaluate, export, report, align, suggest-k"),
     ],
 )
 def test_mistakes_are_explained_in_one_line(arguments, message, table, run, tmp_path, capsys):
