@@ -58,8 +58,8 @@ class Start:
     encoder
         Parameters of the pretrained encoder, by their names in the model.
     mixture
-        AE+GMM (Table I): the mixture of K full-covariance components on its codes. ``None`` for umap, where
-        the pretrained q(y|x) itself assigns.
+        AE+GMM (Table I): the mixture of K full-covariance components on its codes. ``None`` for umap,
+        where the pretrained q(y|x) itself assigns, and for a warm start, where the old model's does.
     """
 
     encoder: dict[str, Tensor]

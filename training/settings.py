@@ -59,6 +59,31 @@ with warnings.catch_warnings():
         json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
         device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the new model")
 
+    class _SuggestKCommand(LayeredSettings):
+        """Measure how many clusters there may be: BIC, silhouette and stability over K. A hint, no answer.
+
+        Gaussian mixtures are fitted to the embedding that a fit with --initialisation umap would start from,
+        and to that of a single Gaussian cloud, for comparison.
+        """
+
+        model_config = SettingsConfigDict(
+            env_prefix="NVISA_SUGGEST_K_", cli_prog_name="nvisa-train suggest-k"
+        )
+
+        data: CliPositionalArg[str] = Field(description=_DATA)
+        to: int = Field(20, description="largest K")
+        output: Path = Field(Path("suggest-k"), description="where suggest-k.png and suggest-k.json go")
+        rows: int = Field(MOST_ROWS, ge=4, le=MOST_ROWS, description="most rows to use, drawn at random")
+        repeats: int = Field(5, ge=2, description="fits to halves of the rows, for the stability")
+        gmm_starts: int = Field(2, ge=1, description="starts of each Gaussian mixture")
+        n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph")
+        seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
+        split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
+        label_column: str | None = Field(
+            None, description="column of a Parquet or CSV file that is no feature"
+        )
+        json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
+
 
 class ExportSettings(LayeredSettings):
     """Export a run's q(y|x) as a bundle, after checking that ONNX Runtime and torch agree."""
@@ -92,7 +117,8 @@ class _FitCommand(LayeredSettings):
     resume: bool = Field(False, description="go on from the run's last checkpoint")
     warm_start: Path | None = Field(
         None,
-        description="directory of an older fit, whose weights to begin with in place of an initialisation",
+        description="directory of an older fit, to begin with its weights and standardisation in place of an "
+        "initialisation; ε and the learning rate begin anew",
     )
 
     def training_config(self) -> TrainingConfig:
@@ -133,39 +159,11 @@ def _optional_fields() -> dict[str, Any]:
     return fields
 
 
-class _SuggestKCommand(LayeredSettings):
-    """Measure how many clusters there may be: BIC, silhouette and stability over K. A hint, not an answer.
-
-    Gaussian mixtures are fitted to the embedding that a fit with --initialisation umap would start from, and
-    to that of a single Gaussian cloud, for comparison.
-    """
-
-    model_config = SettingsConfigDict(env_prefix="NVISA_SUGGEST_K_", cli_prog_name="nvisa-train suggest-k")
-
-    data: CliPositionalArg[str] = Field(description=_DATA)
-    to: int = Field(20, description="largest K")
-    output: Path = Field(Path("suggest-k"), description="where suggest-k.png and suggest-k.json go")
-    rows: int = Field(MOST_ROWS, ge=4, le=MOST_ROWS, description="most rows to use, drawn at random")
-    repeats: int = Field(5, ge=2, description="fits to halves of the rows, for the stability")
-    gmm_starts: int = Field(2, ge=1, description="starts of each Gaussian mixture")
-    n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
-    split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
-    label_column: str | None = Field(None, description=_LABELS + "; here: do not use it as a feature")
-
-
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", 'Field name "json"', UserWarning)
-    # `from` is a word of Python's own, and can only be given as a string.
-    SuggestKSettings = create_model(
-        "SuggestKSettings",
-        __base__=_SuggestKCommand,
-        __doc__=_SuggestKCommand.__doc__,
-        **{
-            "from": (int, Field(2, description="smallest K")),
-            "json": (bool, Field(False, description="print JSON")),
-        },
-    )
+# `from` is a word of Python's own, and can only be named by a string.
+_FROM: dict[str, Any] = {"from": (int, Field(2, description="smallest K"))}
+SuggestKSettings = create_model(
+    "SuggestKSettings", __base__=_SuggestKCommand, __doc__=_SuggestKCommand.__doc__, **_FROM
+)
 
 FitSettings = create_model(
     "FitSettings", __base__=_FitCommand, __doc__=_FitCommand.__doc__, **_optional_fields()
