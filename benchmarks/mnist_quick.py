@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,10 +111,9 @@ def by_server(work: Path) -> dict[str, np.ndarray]:
         [BIN / "nvisa-serve", *serve, "--port-file", ports, "--drain-seconds", "0", "--log-level", "warning"]
     ) as server:
         try:
-            wait_until(ports.exists, server)
+            wait_for(ports, server)
             target = f"127.0.0.1:{json.loads(ports.read_text())['grpc_port']}"
-            health = [BIN / "nvisa-client", "health", "--target", target]
-            wait_until(lambda: subprocess.run(health, capture_output=True).returncode == 0, server)
+            call("nvisa-client", "health", "--target", target, "--wait", "60")
             triton = [sys.executable, "-c", TRITON, target, work / "rows.npy", work / "triton.npy"]
             subprocess.run(triton, check=True)
             call(
@@ -128,12 +126,12 @@ def by_server(work: Path) -> dict[str, np.ndarray]:
     return {"tritonclient": np.load(work / "triton.npy"), "nvisa-client": client}
 
 
-def wait_until(condition: Callable[[], bool], server: subprocess.Popen[bytes]) -> None:
-    """Wait for a step of the server's start, at most a minute."""
+def wait_for(ports: Path, server: subprocess.Popen[bytes]) -> None:
+    """Wait until the server listens and has written its ports, at most a minute."""
     deadline = time.monotonic() + 60
-    while not condition():
+    while not ports.exists():
         if server.poll() is not None or time.monotonic() > deadline:
-            sys.exit("the server did not become ready")
+            sys.exit("the server did not start")
         time.sleep(0.1)
 
 

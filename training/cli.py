@@ -19,6 +19,8 @@ commands:
   evaluate  score a run on labelled data
   export    write a run's assigner as a bundle for nvisa-serve and nvisa-label
   report    draw a run's clusters
+  align     number and name a run's clusters like those of an older bundle
+  suggest-k measure how many clusters there may be
 
 nvisa-train COMMAND --help tells a command's options."""
 
@@ -26,8 +28,9 @@ nvisa-train COMMAND --help tells a command's options."""
 def fit(arguments: Sequence[str]) -> None:
     """Run ``nvisa-train fit``."""
     from training import data
-    from training.fit import fit as run_fit
     from training.allocator import keep_freed_memory
+    from training.fit import fit as run_fit
+    from training.fitted import Fitted
     from training.progress import TerminalProgress
     from training.run import refuse_used
     from training.settings import FitSettings
@@ -37,6 +40,7 @@ def fit(arguments: Sequence[str]) -> None:
     config = settings.training_config()
     if not settings.resume:
         refuse_used(settings.output)  # reading large data first would only delay it
+    old = Fitted.load(settings.warm_start) if settings.warm_start is not None else None
     progress = TerminalProgress()
     try:
         loaded = data.load(
@@ -56,6 +60,7 @@ def fit(arguments: Sequence[str]) -> None:
             fingerprint=loaded.fingerprint,
             directory=settings.output,
             resume=settings.resume,
+            warm_start=old,
             progress=progress,
         )
     finally:
@@ -91,7 +96,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     print(scores)
     if start is not None and start.acc is not None:
         print(
-            f"\nAE+GMM, the start of this run: ACC {start.acc:.4f}, NMI {start.nmi:.4f}, ARI {start.ari:.4f}"
+            f"\n{fitted.start_name}, the start of this run: "
+            f"ACC {start.acc:.4f}, NMI {start.nmi:.4f}, ARI {start.ari:.4f}"
         )
 
 
@@ -127,6 +133,60 @@ def report(arguments: Sequence[str]) -> None:
     print(f"report written to {page}")
 
 
+def align(arguments: Sequence[str]) -> None:
+    """Run ``nvisa-train align``."""
+    from serving.bundle import read_bundle
+    from training import data
+    from training.align import align as match_clusters
+    from training.align import write_aligned
+    from training.fitted import Fitted
+    from training.precision import resolve_device
+    from training.run import check_rows, refuse_existing
+    from training.settings import AlignSettings
+
+    settings = load_settings(AlignSettings, arguments)
+    if settings.output is not None:
+        refuse_existing(settings.output)
+    bundle = read_bundle(settings.old_bundle)
+    fitted = Fitted.load(settings.new_run, resolve_device(settings.device))
+    loaded = data.load(settings.data, split=settings.split, label_column=settings.label_column)
+    check_rows(bundle.manifest.input, loaded.spec, settings.data)
+    aligned, alignment = match_clusters(fitted, bundle, loaded.x)
+    print(alignment.model_dump_json(indent=2) if settings.json else alignment)
+    if settings.output is not None:
+        write_aligned(aligned, alignment, settings.output, allow_fewer=settings.allow_fewer)
+        if not settings.json:
+            print(f"aligned run written to {settings.output}")
+
+
+def suggest_k(arguments: Sequence[str]) -> None:
+    """Run ``nvisa-train suggest-k``."""
+    from training import data
+    from training.count import count_clusters
+    from training.progress import TerminalProgress
+    from training.settings import SuggestKSettings
+
+    settings = load_settings(SuggestKSettings, arguments)
+    loaded = data.load(settings.data, split=settings.split, label_column=settings.label_column)
+    first, last = getattr(settings, "from"), settings.to
+    count = count_clusters(
+        loaded,
+        range(first, last + 1),
+        rows=settings.rows,
+        n_neighbors=settings.n_neighbors,
+        starts=settings.gmm_starts,
+        repeats=settings.repeats,
+        seed=settings.seed,
+        say=TerminalProgress().say,
+    )
+    count.write(settings.output)
+    if settings.json:
+        print(count.model_dump_json(indent=2))
+        return
+    print(count)
+    print(f"picture and numbers written to {settings.output}")
+
+
 def _disk_of(output: Path) -> Path:
     """The folder nearest to ``output`` that is there already."""
     return next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
@@ -139,6 +199,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "align": align,
+    "suggest-k": suggest_k,
 }
 
 

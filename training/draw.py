@@ -66,7 +66,7 @@ def draw(fitted: Fitted, output: Path) -> Path:
         "clusters": n_clusters,
         "empty clusters": int((sizes == 0).sum()),
         "objective": fitted.config.objective,
-        "initialisation": fitted.config.initialisation,
+        "start": fitted.start_name,
         "epochs": restart.epochs,
         "seed": restart.seed,
         "runs": len(fitted.restarts),
@@ -100,10 +100,10 @@ def draw(fitted: Fitted, output: Path) -> Path:
         ),
     ]
     table = [
-        ClusterRow(
-            index, f"cluster-{index}", int(size), float(share), None if np.isnan(sure) else float(sure)
+        ClusterRow(index, name, int(size), float(share), None if np.isnan(sure) else float(sure))
+        for index, (name, size, share, sure) in enumerate(
+            zip(fitted.cluster_names, sizes, shares, rows.mean_confidence, strict=True)
         )
-        for index, (size, share, sure) in enumerate(zip(sizes, shares, rows.mean_confidence, strict=True))
     ]
     return write_html(
         output / "index.html", f"NVISA: {Path(fitted.data['name']).name}", summary, sections, table

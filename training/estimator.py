@@ -41,6 +41,9 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         Seed, `numpy.random.RandomState` or ``None``.
     verbose
         Show progress on stderr.
+    warm_start
+        Let a second `fit` begin with the weights of the one before, in place of an initialisation; clusters
+        then mostly keep their ids. Features are standardised as they were the first time.
 
     Attributes
     ----------
@@ -104,6 +107,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         cuda_graph: bool = True,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
+        warm_start: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
         self.objective = objective
@@ -141,6 +145,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.cuda_graph = cuda_graph
         self.random_state = random_state
         self.verbose = verbose
+        self.warm_start = warm_start
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit to rows ``X (n_samples, ...)``; ``y`` is ignored.
@@ -154,8 +159,9 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         """
         x = self._rows(X, reset=True)
         progress = TerminalProgress() if self.verbose else Silent()
+        old = getattr(self, "fitted_", None) if self.warm_start else None
         try:
-            self.fitted_ = fit(self._config(), x, describe(x), progress=progress)
+            self.fitted_ = fit(self._config(), x, describe(x), warm_start=old, progress=progress)
         finally:
             if isinstance(progress, TerminalProgress):
                 progress.close()
@@ -236,6 +242,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
     def _config(self) -> TrainingConfig:
         values = self.get_params(deep=False)
         values.pop("verbose")
+        values.pop("warm_start")
         state = values.pop("random_state")
         if isinstance(state, int | np.integer):
             seed = int(state)

@@ -191,12 +191,17 @@ def export(fitted: Fitted, output: Path, *, with_novelty: bool = False) -> Manif
         clusters=tuple(
             Cluster(
                 id=index,
-                name=f"cluster-{index}",
+                name=name,
                 share=share,
                 mean_confidence=None if np.isnan(confidence) else min(1.0, float(confidence)),
             )
-            for index, (share, confidence) in enumerate(
-                zip(reference.cluster_shares, fitted.rows.mean_confidence, strict=True)
+            for index, (name, share, confidence) in enumerate(
+                zip(
+                    fitted.cluster_names,
+                    reference.cluster_shares,
+                    fitted.rows.mean_confidence,
+                    strict=True,
+                )
             )
         ),
         outputs=_output_names(ranks),

@@ -21,6 +21,8 @@ from training.rows import Rows, place
 from training.run import open_run
 from training.selection import choose
 from training.state import Run
+from training.warm_start import WarmStart
+from training.warm_start import warm_start as take_weights
 
 
 class Progress(Protocol):
@@ -58,6 +60,7 @@ def fit(
     fingerprint: str = "",
     directory: Path | None = None,
     resume: bool = False,
+    warm_start: Fitted | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
     """Fit ``config.restarts`` runs, with seeds ``seed, seed + 1, ...``, and keep the one that scores best.
@@ -78,22 +81,27 @@ def fit(
         Where checkpoints and histories go, one folder a restart; nothing is written with ``None``.
     resume
         Go on from the checkpoints in ``directory``.
+    warm_start
+        An older fit, whose weights, standardisation and names of clusters every run begins with, in place of
+        ``config.initialisation``; the schedules are those of ``config``, from their beginning.
     progress
         Who hears of it; nobody by default.
 
     Raises
     ------
     ValueError
-        If the data cannot be clustered, the device is not there, or ``directory`` holds another run
-        (`training.checkpoint.CheckpointError`); then nothing was written.
+        If the data cannot be clustered, the device is not there, ``warm_start`` is of another architecture,
+        or ``directory`` holds another run (`training.checkpoint.CheckpointError`); then nothing was written.
     DivergedError
         If every run diverged; one that did not is enough to go on.
     """
     check_fit(x, config.n_clusters, unit=config.likelihood == "bernoulli")
     progress = progress or Silent()
     device = resolve_device(config.device)
+    old = take_weights(warm_start, config, spec) if warm_start is not None else None
+    digest = old.digest if old is not None else None
     if directory is not None:
-        open_run(directory, config, fingerprint, resume=resume)
+        open_run(directory, config, fingerprint, resume=resume, warm_start=digest)
     rows = place(x, spec, device, config.memory, progress.say)
     runs: list[Run | None] = []
     summaries: list[RestartSummary] = []
@@ -101,7 +109,7 @@ def fit(
         own = config.model_copy(update={"seed": config.seed + index, "restarts": 1})
         progress.restart(index, config.restarts, own.total_epochs)
         folder = directory / f"restart-{index}" if directory is not None else None
-        run, summary = _restart(own, rows, spec, folder, resume, progress)
+        run, summary = _restart(own, rows, spec, folder, resume, old, progress)
         if summary.error and config.restarts > 1:
             progress.say(f"given up: {summary.error}")
         runs.append(run)
@@ -122,6 +130,8 @@ def fit(
         histories=tuple(run.history if run is not None else type(best.history)() for run in runs),
         data={"name": name, "fingerprint": fingerprint, "rows": len(x)},
         rows=summarise(model, x),
+        names=old.names if old is not None else (),
+        warm_start=digest,
     )
 
 
@@ -131,6 +141,7 @@ def _restart(
     spec: InputSpec,
     directory: Path | None,
     resume: bool,
+    warm_start: WarmStart | None,
     progress: Progress,
 ) -> tuple[Run | None, RestartSummary]:
     began = time.monotonic()
@@ -141,6 +152,7 @@ def _restart(
             spec,
             directory=directory,
             resume=resume,
+            warm_start=warm_start,
             say=progress.say,
             on_epoch=progress.epoch,
         )

@@ -69,7 +69,17 @@ class TrainingRows:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The chosen run's model with its provenance. ``data`` is ``{"name", "fingerprint", "rows"}``."""
+    """The chosen run's model with its provenance.
+
+    Attributes
+    ----------
+    data
+        ``{"name", "fingerprint", "rows"}`` of the training data.
+    names
+        Names given to the clusters, by id; none given: ``()``. See `cluster_names`.
+    warm_start
+        SHA-256 of the weights the run began with, where they were another run's.
+    """
 
     model: NVISAModel
     config: TrainingConfig
@@ -80,6 +90,20 @@ class Fitted:
     histories: tuple[History, ...]
     data: dict[str, Any]
     rows: TrainingRows
+    names: tuple[str, ...] = ()
+    warm_start: str | None = None
+
+    @property
+    def cluster_names(self) -> tuple[str, ...]:
+        """A name for every cluster: the one given to it, or ``cluster-<id>``."""
+        return self.names or tuple(f"cluster-{index}" for index in range(self.config.n_clusters))
+
+    @property
+    def start_name(self) -> str:
+        """What the run started from, in a few words."""
+        if self.warm_start is not None:
+            return "the old model"
+        return {"gmm": "AE+GMM", "umap": "UMAP+GMM"}.get(self.config.initialisation, "random weights")
 
     def save(self, directory: Path) -> None:
         """Write to ``directory``, each file atomically, ``fit.json`` last."""
@@ -102,6 +126,8 @@ class Fitted:
                 "restarts": [vars(restart) | {"score": repr(restart.score)} for restart in self.restarts],
                 "chosen": self.chosen,
                 "data": self.data,
+                "names": list(self.names),
+                "warm_start": self.warm_start,
                 "reference": self.rows.reference.model_dump(mode="json"),
                 "histories": [list(history) for history in self.histories],
             },
@@ -150,6 +176,8 @@ class Fitted:
             chosen=document["chosen"],
             histories=tuple(History(history) for history in document["histories"]),
             data=document["data"],
+            names=tuple(document.get("names", ())),
+            warm_start=document.get("warm_start"),
             rows=TrainingRows(
                 reference=reference,
                 ranks=ranks,

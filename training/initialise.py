@@ -60,8 +60,8 @@ class Start:
     encoder
         Parameters of the pretrained encoder, by their names in the model.
     mixture
-        AE+GMM (Table I): the mixture of K full-covariance components on its codes. ``None`` for umap, where
-        the pretrained q(y|x) itself assigns.
+        AE+GMM (Table I): the mixture of K full-covariance components on its codes. ``None`` for umap,
+        where the pretrained q(y|x) itself assigns, and for a warm start, where the old model's does.
     """
 
     encoder: dict[str, Tensor]
@@ -151,6 +151,11 @@ def initialise_umap(
     flat = torch.cat([model.preprocess(part).cpu() for part in _parts(chosen)]).numpy()
     clusters = torch.as_tensor(responsibilities(flat, config, say).argmax(1), device=rows.device)
     agree(model, chosen, clusters, config, say)
+    return Start(_parameters(model, _ASSIGNER))
+
+
+def start_at(model: NVISAModel) -> Start:
+    """The start of a run that goes on from ``model`` as it is: q(y|x) itself assigns."""
     return Start(_parameters(model, _ASSIGNER))
 
 

@@ -15,13 +15,14 @@ from serving.bundle import InputSpec
 from training.annealing import halving
 from training.config import TrainingConfig
 from training.divergence import DivergedError, trouble
-from training.initialise import assign_rows, initialise_gmm, initialise_umap
+from training.initialise import assign_rows, initialise_gmm, initialise_umap, start_at
 from training.model import Baseline, NVISAModel
 from training.rows import Rows, fetch, moments, part_rows
 from training.schedule import batches
 from training.selection import warm_bound
 from training.state import CHECKPOINT_FILE, Run, restore_run, save_run
 from training.update import Updates
+from training.warm_start import WarmStart, drifted_features
 
 MAX_ROLLBACKS = 5
 # Leading eigenvalue of MNIST's covariance in units of x / 256: the data at which the paper starts ε at 1.
@@ -38,6 +39,7 @@ def train(
     *,
     directory: Path | None = None,
     resume: bool = False,
+    warm_start: WarmStart | None = None,
     say: Say = lambda _: None,
     on_epoch: OnEpoch = lambda _: None,
 ) -> Run:
@@ -55,6 +57,8 @@ def train(
         Where to keep the checkpoint and ``history.jsonl``; none with ``None``.
     resume
         Go on from the checkpoint in ``directory``, if there is one.
+    warm_start
+        Weights to begin with, in place of ``config.initialisation``.
     say, on_epoch
         Called with messages for a person, and with each epoch's record.
 
@@ -70,13 +74,16 @@ def train(
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         checkpoint = directory / CHECKPOINT_FILE
-    run = _build(config, rows, spec)
+    run = _build(config, rows, spec, warm_start)
     if resume and checkpoint is not None and checkpoint.exists():
         restore_run(run, checkpoint, config)
         began -= run.seconds
         say(f"resumed at epoch {run.epoch}")
     else:
-        _initialise(run, rows, config, say)
+        if warm_start is None:
+            _initialise(run, rows, config, say)
+        else:
+            _go_on_from(run, rows, say)
         run.seconds = time.monotonic() - began
         if checkpoint is not None:
             save_run(run, checkpoint, config)
@@ -114,12 +121,14 @@ def epsilons(config: TrainingConfig, epoch: int, first_x: float) -> tuple[float,
     return first_x * share, config.epsilon_z * share
 
 
-def _build(config: TrainingConfig, rows: Rows, spec: InputSpec) -> Run:
+def _build(config: TrainingConfig, rows: Rows, spec: InputSpec, warm_start: WarmStart | None = None) -> Run:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = NVISAModel(config, spec)
         baseline = Baseline(spec.row_size, config.hidden_sizes[-1]) if config.objective == "nvil" else None
-    if spec.dtype == "float32" and config.likelihood == "gaussian":
+    if warm_start is not None:
+        model.load_state_dict(warm_start.weights)
+    elif spec.dtype == "float32" and config.likelihood == "gaussian":
         model.standardise_as(*moments(rows))
     model.first_epsilon_x.fill_(_first_epsilon(model, rows, config))
     model.to(rows.device)
@@ -139,9 +148,9 @@ def _build(config: TrainingConfig, rows: Rows, spec: InputSpec) -> Run:
     return Run(model, baseline, optimiser)
 
 
-def _has_clusters(run: Run, config: TrainingConfig) -> bool:
+def _has_clusters(run: Run) -> bool:
     """Whether q(y|x) says anything yet; a random start does not."""
-    return run.epoch > 0 or config.initialisation != "random"
+    return run.epoch > 0 or run.start is not None
 
 
 def _is_matrix(name: str, parameter: Tensor) -> bool:
@@ -166,6 +175,18 @@ def _initialise(run: Run, rows: Rows, config: TrainingConfig, say: Say) -> None:
         run.start = initialise_umap(run.model, rows, config, say)
 
 
+def _go_on_from(run: Run, rows: Rows, say: Say) -> None:
+    """Take the weights that `_build` loaded for the start."""
+    run.start = start_at(run.model)
+    say("warm start: the old run's weights and standardisation, in place of an initialisation")
+    if drifted := drifted_features(run.model, rows):
+        shown = ", ".join(map(str, drifted[:5])) + (", ..." if len(drifted) > 5 else "")
+        say(
+            f"warm start: {len(drifted)} features ({shown}) lie far from where the old data had them; "
+            "a fit from the beginning may be better"
+        )
+
+
 def _train_epoch(run: Run, rows: Rows, config: TrainingConfig, updates: Updates) -> dict[str, Any]:
     """One epoch; the host waits for the device at its ends alone."""
     began = time.perf_counter()
@@ -177,7 +198,7 @@ def _train_epoch(run: Run, rows: Rows, config: TrainingConfig, updates: Updates)
     )
     for group in run.optimiser.param_groups:
         group["lr"].fill_(rate)
-    if config.anchor > 0 and run.epoch % config.epsilon_every == 0 and _has_clusters(run, config):
+    if config.anchor > 0 and run.epoch % config.epsilon_every == 0 and _has_clusters(run):
         run.anchors = assign_rows(run.model, rows)
     updates.begin(run.epoch)
     updates.take(_epoch_batches(rows, run.anchors, config, updates.generator))

@@ -15,6 +15,8 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from serving.configuration import InvalidSettings, LayeredSettings
 from training.config import TrainingConfig, explain, load_preset, preset_names
 
+# As in training.cluster_count, which takes a second to import.
+MOST_ROWS = 20_000
 DEFAULT_PRESET = "default"
 _DATA = "IDX folder, .npy, .npz, .parquet, .csv, folder of images, or the word digits"
 _LABELS = "column of labels in a Parquet or CSV file; for scoring only, never seen by a fit"
@@ -35,6 +37,52 @@ with warnings.catch_warnings():
         label_column: str | None = Field(None, description=_LABELS)
         json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
         device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the model")
+
+    class AlignSettings(LayeredSettings):
+        """Number and name a run's clusters like those of an older bundle, and tell which rows move.
+
+        Ids in a model are 0 to K - 1. Clusters that are new get ids after the old ones. With fewer clusters
+        than before, old ids disappear or change, and nothing is written without --allow-fewer.
+        """
+
+        model_config = SettingsConfigDict(env_prefix="NVISA_ALIGN_", cli_prog_name="nvisa-train align")
+
+        old_bundle: CliPositionalArg[Path] = Field(description="bundle in use, models/NAME/VERSION")
+        new_run: CliPositionalArg[Path] = Field(description="directory of a fit; left as it is")
+        data: str = Field(description="rows to compare the two on: " + _DATA)
+        output: Path | None = Field(None, description="directory of the aligned run; none: only report")
+        split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
+        label_column: str | None = Field(
+            None, description="column of a Parquet or CSV file that is no feature"
+        )
+        allow_fewer: bool = Field(False, description="write a run of fewer clusters than the old model's")
+        json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
+        device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the new model")
+
+    class _SuggestKCommand(LayeredSettings):
+        """Measure how many clusters there may be: BIC, silhouette and stability over K. A hint, no answer.
+
+        Gaussian mixtures are fitted to the embedding that a fit with --initialisation umap would start from,
+        and to that of a single Gaussian cloud, for comparison.
+        """
+
+        model_config = SettingsConfigDict(
+            env_prefix="NVISA_SUGGEST_K_", cli_prog_name="nvisa-train suggest-k"
+        )
+
+        data: CliPositionalArg[str] = Field(description=_DATA)
+        to: int = Field(20, description="largest K")
+        output: Path = Field(Path("suggest-k"), description="where suggest-k.png and suggest-k.json go")
+        rows: int = Field(MOST_ROWS, ge=4, le=MOST_ROWS, description="most rows to use, drawn at random")
+        repeats: int = Field(5, ge=2, description="fits to halves of the rows, for the stability")
+        gmm_starts: int = Field(2, ge=1, description="starts of each Gaussian mixture")
+        n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph")
+        seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
+        split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
+        label_column: str | None = Field(
+            None, description="column of a Parquet or CSV file that is no feature"
+        )
+        json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
 
 
 class ExportSettings(LayeredSettings):
@@ -77,6 +125,11 @@ class _FitCommand(LayeredSettings):
         description="folder for a temporary file of rows that are too many for memory, from any format but "
         ".npy and plain IDX, which are read in place; default: the one --output is in",
     )
+    warm_start: Path | None = Field(
+        None,
+        description="directory of an older fit, to begin with its weights and standardisation in place of an "
+        "initialisation; ε and the learning rate begin anew",
+    )
 
     def training_config(self) -> TrainingConfig:
         """Hyper-parameters: the preset's, overridden by what was given.
@@ -115,6 +168,12 @@ def _optional_fields() -> dict[str, Any]:
         fields[_flag(name)] = (kind, Field(... if required else None, description=said))
     return fields
 
+
+# `from` is a word of Python's own, and can only be named by a string.
+_FROM: dict[str, Any] = {"from": (int, Field(2, description="smallest K"))}
+SuggestKSettings = create_model(
+    "SuggestKSettings", __base__=_SuggestKCommand, __doc__=_SuggestKCommand.__doc__, **_FROM
+)
 
 FitSettings = create_model(
     "FitSettings", __base__=_FitCommand, __doc__=_FitCommand.__doc__, **_optional_fields()

@@ -33,6 +33,10 @@ def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[st
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
         ("grpc.enable_retries", 1),
+        # A server that comes up, or back, is noticed as soon as a repeated call would; gRPC's own pauses
+        # between attempts to connect begin at one second and grow to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
         # A call is only repeated while its request fits in this buffer; the default is 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
     ]

@@ -6,13 +6,21 @@ import argparse
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import grpc
+
+from serving.client.messages import Health
 from serving.client.status import ClusterServiceError
 from serving.client.sync import ClusterClient
 
 _FIRST_ROWS = 10
+_POLL_SECONDS = 0.1
+_HEALTH_SECONDS = 5.0
+# What a server that is still starting, or busy loading, may answer.
+_NOT_YET = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     assign.add_argument("--id-columns", type=_names, default=(), help="a,b: columns to hand through")
     assign.add_argument("--feature-columns", type=_names, default=(), help="a,b: columns that make up a row")
     _command(commands, "models", _models, "list the models on the server")
-    _command(commands, "health", _health, "tell whether the server is alive and ready; 1 if not ready")
+    health = _command(
+        commands, "health", _health, "tell whether the server is alive and ready; exit status 1 if not ready"
+    )
+    health.add_argument("--wait", type=_seconds, metavar="SECONDS", help="wait so long for it to be ready")
     return parser
 
 
@@ -149,12 +160,30 @@ def _models(client: ClusterClient, options: argparse.Namespace) -> int:
 
 
 def _health(client: ClusterClient, options: argparse.Namespace) -> int:
-    health = client.health(timeout=min(options.timeout, 5.0))
+    health = _wait_ready(client, options.wait or 0.0, min(options.timeout, _HEALTH_SECONDS))
     if options.json:
         _print_json(dataclasses.asdict(health))
     else:
         print(f"alive: {'yes' if health.alive else 'no'}\nready: {'yes' if health.ready else 'no'}")
     return 0 if health.ready else 1
+
+
+def _wait_ready(client: ClusterClient, seconds: float, timeout: float) -> Health:
+    """Ask for the server's health until it is ready or ``seconds`` have passed; at least once.
+
+    A server that cannot be reached may be starting still: only the last failure to reach it is raised.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            health = client.health(timeout=min(timeout, left) if left > 0 else timeout)
+            if health.ready or left <= 0:
+                return health
+        except ClusterServiceError as error:
+            if left <= 0 or error.code not in _NOT_YET:
+                raise
+        time.sleep(min(_POLL_SECONDS, max(left, 0.0)))
 
 
 def _print_json(value: object) -> None:

@@ -6,12 +6,15 @@ import json
 import socket
 import subprocess
 import sys
+import threading
+from concurrent import futures
 
 import grpc
 import numpy as np
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from grpc_health.v1 import health_pb2_grpc
 
 from serving.client import AsyncClusterClient, ClusterClient, ClusterServiceError, Health
 from serving.client.cli import main
@@ -201,6 +204,7 @@ async def test_health(ask, service):
 def free_port():
     """A port nobody listens on: bound, but not listening."""
     with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # a gRPC server may take it from us
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
 
@@ -257,6 +261,47 @@ def test_cli_models_and_health(cli, service):
     assert "ready: no" in cli("health", status=1).out
     service.set_ready(True)
     assert json.loads(cli("health", "--json").out) == {"alive": True, "ready": True}
+
+
+def test_cli_health_waits_for_a_server_that_is_loading(cli, service):
+    service.set_ready(False)
+    timer = threading.Timer(0.3, service.set_ready, [True])
+    timer.start()
+    assert "ready: yes" in cli("health", "--wait", 30).out
+    service.set_ready(False)
+    assert "ready: no" in cli("health", "--wait", 0.2, status=1).out
+
+
+def test_cli_health_waits_for_a_server_that_does_not_listen_yet(service, free_port, capsys):
+    target = f"127.0.0.1:{free_port}"
+    assert main(["health", "--target", target, "--wait", "0.3"]) == 1
+    assert capsys.readouterr().err.startswith(f"nvisa-client: {target}: UNAVAILABLE: ")
+    service.set_ready(True)
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    health_pb2_grpc.add_HealthServicer_to_server(service.health, server)
+
+    def listen():
+        assert server.add_insecure_port(target) == free_port
+        server.start()
+
+    timer = threading.Timer(0.5, listen)
+    timer.start()
+    try:
+        assert main(["health", "--target", target, "--wait", "30"]) == 0
+    finally:
+        timer.join()
+        server.stop(None).wait()
+
+
+def test_cli_health_does_not_wait_for_a_server_of_another_kind(capsys):
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert main(["health", "--target", f"127.0.0.1:{port}", "--wait", "1000"]) == 1
+    finally:
+        server.stop(None).wait()
+    assert "UNIMPLEMENTED" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_evaluate_prints_a_table_and_json(run, table, capsys):
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "ACC" in text
-    assert "AE+GMM, the start of this run" in text
+    assert "UMAP+GMM, the start of this run" in text
     assert main([*arguments, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert {"acc", "nmi", "ari", "cluster_sizes", "empty_clusters", "mean_confidence", "start"} <= set(scores)
@@ -85,6 +85,18 @@ def test_export_and_report(run, tmp_path, capsys):
     assert names == {"samples.png", "typical.png", "latent.png", "history.png", "index.html"}
 
 
+def test_fit_again_from_an_old_run(run, table, tmp_path, capsys):
+    arguments = ["fit", str(table), "--clusters", "3", "--label-column", "kind", *SMALL]
+    arguments += ["--output", str(tmp_path / "new"), "--warm-start"]
+    assert main([*arguments, str(run)]) == 0
+    assert "warm start: the old run's weights" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "new"), "--data", str(table), "--label-column", "kind"]) == 0
+    assert "the old model, the start of this run: ACC" in capsys.readouterr().out
+    assert main([*arguments, str(run), "--resume", "--epochs", "2"]) == 0
+    assert main([*arguments, str(tmp_path / "new"), "--resume"]) == 2
+    assert "another run's weights" in capsys.readouterr().err
+
+
 def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
     """Command line over environment over YAML over preset."""
     settings = {
@@ -102,7 +114,7 @@ def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
     assert main([*arguments, "--clusters", "3", "--gmm-starts", "1", "--output", str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert (config["n_clusters"], config["latent_dim"], config["seed"]) == (3, 3, 7)
-    assert config["epsilon_every"] == 20, "from the preset"
+    assert config["epsilon_every"] == 10, "from the preset"
 
 
 @pytest.mark.parametrize(
@@ -131,8 +143,16 @@ def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
             r"rows are uint8 \(8, 8\), the model takes float32 \(3,\)",
         ),
         (["evaluate", "{tmp}", "--data", "digits"], "it has no fit.json, so it is no run"),
+        (
+            ["fit", "{table}", "--clusters", "3", "--output", "{tmp}/r", "--warm-start", "{tmp}/none"],
+            "none: it has no fit.json",
+        ),
+        (
+            ["fit", "digits", "--clusters", "4", "--output", "{tmp}/r", "--warm-start", "{run}"],
+            r"n_clusters is 3 there and 4 here; .*rows are float32 \(3,\) there and uint8 \(8, 8\) here",
+        ),
         (["export", "{run}", "--output", "{tmp}/toy"], "NAME/VERSION"),
-        (["bake"], "no command 'bake'; there are fit, evaluate, export, report"),
+        (["bake"], "no command 'bake'; there are fit, evaluate, export, report, align, suggest-k"),
     ],
 )
 def test_mistakes_are_explained_in_one_line(arguments, message, table, run, tmp_path, capsys):

@@ -56,7 +56,7 @@ def fitted(blobs) -> NVISA:
 
 
 def test_parameters_are_those_of_the_configuration_and_defaults_those_of_the_preset():
-    parameters = set(NVISA().get_params()) - {"random_state", "verbose"}
+    parameters = set(NVISA().get_params()) - {"random_state", "verbose", "warm_start"}
     assert parameters == set(TrainingConfig.model_fields) - {"seed", "checkpoint_seconds"}
     assert NVISA(random_state=0)._config() == TrainingConfig(**load_preset("default"))
 
@@ -133,6 +133,21 @@ def test_restarts_keep_all_scores_and_choose_the_best():
     assert [restart.seed for restart in model.fitted_.restarts] == [0, 1, 2]
     alone = NVISA(**QUICK | {"random_state": model.fitted_.chosen}).fit(x)
     assert (alone.predict_proba(x) == model.predict_proba(x)).all(), "a restart equals its own separate run"
+
+
+def test_warm_start_goes_on_from_the_fit_before(blobs):
+    model = NVISA(**QUICK | {"pretrain_epochs": 60, "warm_start": True}).fit(blobs)
+    before = model.predict_proba(blobs)
+    model.set_params(epochs=0).fit(blobs + 0.1)
+    assert (model.predict_proba(blobs) == before).all(), "no epoch, no change"
+    model.set_params(epochs=2).fit(blobs + 0.1)
+    assert (model.labels_ == before.argmax(1)).mean() > 0.95
+    assert model.n_iter_ == 2
+    cold = clone(model).set_params(warm_start=False).fit(blobs + 0.1)
+    assert not (cold.predict_proba(blobs) == model.predict_proba(blobs)).all()
+    with pytest.raises(ValueError, match="latent_dim is 2 there and 3 here"):
+        model.set_params(latent_dim=3).fit(blobs)
+    assert model.n_iter_ == 2, "what cannot be used leaves the fit before as it was"
 
 
 @pytest.mark.parametrize(

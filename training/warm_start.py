@@ -1,0 +1,96 @@
+"""Going on from an older run: its weights in place of an initialisation, for refits on newer data."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serving.bundle import InputSpec
+from training.config import TrainingConfig
+from training.fitted import Fitted
+from training.model import NVISAModel
+from training.networks import network_for
+from training.rows import Rows, part_rows
+
+# What decides the shapes of the weights and what they mean; everything else may differ between two fits.
+ARCHITECTURE = ("n_clusters", "network", "decoder", "hidden_sizes", "latent_dim", "likelihood", "mean_field")
+# A feature's mean or std that moved by more than this factor of the old std is worth a word.
+DRIFT = 3.0
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Weights to begin with.
+
+    Attributes
+    ----------
+    weights
+        The old model's parameters and buffers, on the CPU. Its standardisation is among them and is kept:
+        the nets were fitted under it, and on other units they would be of no use.
+    digest
+        SHA-256 of names and values, by which a resumed fit knows them again.
+    names
+        The old run's names of its clusters, which stay the clusters of these weights.
+    """
+
+    weights: dict[str, Tensor]
+    digest: str
+    names: tuple[str, ...]
+
+
+def warm_start(old: Fitted, config: TrainingConfig, spec: InputSpec) -> WarmStart:
+    """Take a fitted model's weights for a fit of ``config`` to rows of ``spec``.
+
+    Raises
+    ------
+    ValueError
+        If the two models or their rows differ; the message names all that does.
+    """
+    ours, theirs = _architecture(config, spec), _architecture(old.config, old.spec)
+    differ = [
+        f"{name} is {theirs[name]} there and {ours[name]} here"
+        for name in ARCHITECTURE
+        if theirs[name] != ours[name]
+    ]
+    if (old.spec.dtype, old.spec.shape) != (spec.dtype, spec.shape):
+        differ.append(f"rows are {old.spec.dtype} {old.spec.shape} there and {spec.dtype} {spec.shape} here")
+    if differ:
+        raise ValueError(
+            f"the weights of the old run do not fit: {'; '.join(differ)}; "
+            "ask for what the old run has, or fit without a warm start"
+        )
+    weights = {name: value.detach().cpu().clone() for name, value in old.model.state_dict().items()}
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return WarmStart(weights, digest.hexdigest(), old.cluster_names)
+
+
+def _architecture(config: TrainingConfig, spec: InputSpec) -> dict[str, object]:
+    """What `ARCHITECTURE` names, with the network that ``auto`` stands for."""
+    return {name: getattr(config, name) for name in ARCHITECTURE} | {
+        "network": network_for(config.network, spec)
+    }
+
+
+@torch.no_grad()
+def drifted_features(model: NVISAModel, rows: Rows) -> list[int]:
+    """Features of raw ``rows (n, *shape)`` that lie far from where the model's standardisation puts them.
+
+    Those whose mean is more than 3 old stds from the old mean, or whose std is more than 3 times the old one.
+    """
+    if model.spec.dtype != "float32" or model.likelihood != "gaussian":
+        return []
+    total = torch.zeros(model.spec.row_size, dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for part in rows.split(part_rows(rows.shape)):
+        x = model.preprocess(part.to(model.shift.device)).double().cpu()
+        total += x.sum(0)
+        squares += x.square().sum(0)
+    mean = total / len(rows)
+    std = (squares / len(rows) - mean.square()).clamp_min(0).sqrt()
+    return torch.nonzero((mean.abs() > DRIFT) | (std > DRIFT)).flatten().tolist()
