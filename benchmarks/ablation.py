@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,7 @@ SEEDS = range(5)
 # What differs from the preset in each row; the first is the preset itself.
 ROWS: dict[str, dict[str, Any]] = {
     "default preset": {},
+    "one embedding": {"embeddings": 1},
     "random start": {"initialisation": "random"},
     "gmm start (AE+GMM)": {"initialisation": "gmm"},
     "gmm start, no anchor, as the paper": {"initialisation": "gmm", "anchor": 0.0},
@@ -52,9 +54,11 @@ def main() -> None:
     parser.add_argument("data", nargs="?", default="digits")
     parser.add_argument("--rows", type=int, help="so many evenly spread rows")
     parser.add_argument("--only", nargs="+", help="rows of the table, by name")
+    parser.add_argument("--mlp", action="store_true", help="mlp in place of convolutions, no augmentation")
     options = parser.parse_args()
     data = load(options.data, labels=True)
     assert data.labels is not None
+    base = {"network": "mlp", "augment": False} if options.mlp else {}
     step = max(1, len(data.x) // options.rows) if options.rows else 1
     x, truth = np.ascontiguousarray(data.x[::step]), data.labels[::step]
     name = Path(options.data).name
@@ -65,18 +69,22 @@ def main() -> None:
         "score": "ACC, Hungarian",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {n: version(n) for n in ("nvisa", "torch", "scikit-learn", "umap-learn")},
-        "command": "python benchmarks/ablation.py " + " ".join(map(str, filter(None, [options.data] * step))),
+        "command": "python benchmarks/ablation.py " + " ".join(sys.argv[1:]),
     }
     done = {(run["row"], run["seed"]) for run in result["runs"]}
     for seed in SEEDS:
         for row, changes in ROWS.items():
             if (row, seed) in done or (options.only and row not in options.only):
                 continue
-            config = TrainingConfig(**load_preset("default") | {"n_clusters": 10, "seed": seed} | changes)
+            config = TrainingConfig(
+                **load_preset("default") | base | {"n_clusters": 10, "seed": seed} | changes
+            )
             began = time.perf_counter()
             fitted = fit(config, x, data.spec)
             run = {"row": row, "seed": seed, "seconds": round(time.perf_counter() - began, 1)}
-            run["acc"] = accuracy(truth, probabilities(fitted.model, x).argmax(1))
+            clusters = probabilities(fitted.model, x).argmax(1)
+            run |= {"acc": accuracy(truth, clusters), "warm_bound": fitted.restarts[0].score}
+            run["clusters"] = "".join(map(str, clusters))  # a digit each: benchmarks/selection.py reads them
             if fitted.start is not None:
                 run["acc_of_start"] = accuracy(truth, fitted.start.predict(fitted.model, x))
             record(result, path, run)
@@ -98,7 +106,7 @@ def record(result: dict[str, Any], path: Path, run: dict[str, Any]) -> None:
     """Keep a run on disk at once: an ablation takes long."""
     result["runs"].append(run)
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print(run, flush=True)
+    print({key: value for key, value in run.items() if key != "clusters"}, flush=True)
 
 
 def by_kmeans(x: np.ndarray, spec: Any, seed: int) -> np.ndarray:

@@ -26,8 +26,8 @@ nvisa-train COMMAND --help tells a command's options."""
 def fit(arguments: Sequence[str]) -> None:
     """Run ``nvisa-train fit``."""
     from training import data
-    from training.fit import fit as run_fit
     from training.allocator import keep_freed_memory
+    from training.fit import fit as run_fit
     from training.progress import TerminalProgress
     from training.run import refuse_used
     from training.settings import FitSettings
