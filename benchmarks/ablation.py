@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="?", default="digits")
     parser.add_argument("--rows", type=int, help="so many evenly spread rows")
-    parser.add_argument("--only", nargs="+", help="rows of the table, by name")
+    parser.add_argument("--only", nargs="*", help="rows of the table, by name; none: the peers alone")
     parser.add_argument("--mlp", action="store_true", help="mlp in place of convolutions, no augmentation")
     options = parser.parse_args()
     data = load(options.data, labels=True)
@@ -74,7 +74,7 @@ def main() -> None:
     done = {(run["row"], run["seed"]) for run in result["runs"]}
     for seed in SEEDS:
         for row, changes in ROWS.items():
-            if (row, seed) in done or (options.only and row not in options.only):
+            if (row, seed) in done or (options.only is not None and row not in options.only):
                 continue
             config = TrainingConfig(
                 **load_preset("default") | base | {"n_clusters": 10, "seed": seed} | changes
@@ -114,10 +114,10 @@ def by_kmeans(x: np.ndarray, spec: Any, seed: int) -> np.ndarray:
 
 
 def by_umap(x: np.ndarray, spec: Any, seed: int) -> np.ndarray:
-    """The start alone, by the code the fit uses."""
+    """The start alone, as a user would make it: one embedding, by the code the fit uses."""
     import torch
 
-    config = TrainingConfig(**load_preset("default") | {"n_clusters": 10, "seed": seed})
+    config = TrainingConfig(**load_preset("default") | {"n_clusters": 10, "seed": seed, "embeddings": 1})
     rows = NVISAModel(config, spec).preprocess(torch.from_numpy(x)).numpy()
     return responsibilities(rows, config, lambda _: None).argmax(1)
 
