@@ -2,8 +2,8 @@
 
 ``python benchmarks/selection.py DATA [--rows N]`` reads ``benchmarks/results/ablation-NAME.json``, which
 ``benchmarks/ablation.py DATA [--rows N]`` wrote, and scores the clusters of each run without labels, in
-spaces that all runs share. It prints, for each score, its correlation with ACC, and the ACC of the run that it would
-pick beside the mean and the best, and writes ``benchmarks/results/selection-NAME.json``.
+spaces that all runs share. It prints, for each score, its correlation with ACC, and the ACC of the run that
+it would pick beside the mean and the best, and writes ``benchmarks/results/selection-NAME.json``.
 """
 
 from __future__ import annotations
