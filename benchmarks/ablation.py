@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tables
 import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -34,7 +35,6 @@ from training.inference import probabilities
 from training.model import NVISAModel
 from training.scores import accuracy
 
-SEEDS = range(5)
 # What differs from the preset in each row; the first is the preset itself.
 ROWS: dict[str, dict[str, Any]] = {
     "default preset": {},
@@ -44,7 +44,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "gmm start, no anchor, as the paper": {"initialisation": "gmm", "anchor": 0.0},
     "no anchor": {"anchor": 0.0},
     "anchor 1": {"anchor": 1.0},
-    "no augmentation": {"augment": False},
+    "augmentation, though 8 pixels wide": {"augment": True},
     "score function for z": {"pathwise_z": False},
     "entropy guard": {"balance": 1.0},
     "ε to 1/16": {"epsilon_floor": 0.0625},
@@ -58,7 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="?", default="digits")
     parser.add_argument("--rows", type=int, help="so many evenly spread rows")
-    parser.add_argument("--only", nargs="*", help="rows of the table, by name; none: the peers alone")
+    parser.add_argument("--only", nargs="+", help="rows of the table, by name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="default: 0 to 4")
     parser.add_argument("--mlp", action="store_true", help="mlp in place of convolutions, no augmentation")
     options = parser.parse_args()
     data = load(options.data, labels=True)
@@ -74,12 +75,13 @@ def main() -> None:
         "score": "ACC, Hungarian",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {n: version(n) for n in ("nvisa", "torch", "scikit-learn", "umap-learn")},
-        "command": "python benchmarks/ablation.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/ablation.py " + " ".join(sys.argv[1:]).replace(options.data, name),
     }
+    wanted = options.only or [*ROWS, *PEERS]
     done = {(run["row"], run["seed"]) for run in result["runs"]}
-    for seed in SEEDS:
+    for seed in options.seeds:
         for row, changes in ROWS.items():
-            if (row, seed) in done or (options.only is not None and row not in options.only):
+            if (row, seed) in done or row not in wanted:
                 continue
             config = TrainingConfig(
                 **load_preset("default") | base | {"n_clusters": 10, "seed": seed} | changes
@@ -94,14 +96,10 @@ def main() -> None:
                 run["acc_of_start"] = accuracy(truth, fitted.start.predict(fitted.model, x))
             record(result, path, run)
         for row, clusters in PEERS.items():
-            if (row, seed) not in done:
+            if (row, seed) not in done and row in wanted:
                 acc = accuracy(truth, clusters(x, data.spec, seed))
                 record(result, path, {"row": row, "seed": seed, "acc": acc})
-    print("\n| row | ACC, mean ± std | least | seeds 0 to 4 |\n|---|---|---|---|")
-    for row in dict.fromkeys(run["row"] for run in result["runs"]):
-        values = [run["acc"] for run in sorted(result["runs"], key=lambda r: r["seed"]) if run["row"] == row]
-        shown = ", ".join(f"{value:.3f}" for value in values)
-        print(f"| {row} | {np.mean(values):.3f} ± {np.std(values):.3f} | {min(values):.3f} | {shown} |")
+    print("\n" + tables.ablation(result))
 
 
 def record(result: dict[str, Any], path: Path, run: dict[str, Any]) -> None:

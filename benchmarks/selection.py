@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import tables
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_score
@@ -75,9 +76,7 @@ def main() -> None:
     }
     (RESULTS / f"selection-{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"{len(runs)} runs, ACC mean {acc.mean():.3f}, least {acc.min():.3f}, best {acc.max():.3f}\n")
-    print("| score | Spearman with ACC | ACC of its pick |\n|---|---|---|")
-    for score, entry in table.items():
-        print(f"| {score} | {entry['spearman']:.2f} | {entry['acc_of_pick']:.3f} |")
+    print(tables.selection(result))
 
 
 def _silhouette(points: np.ndarray, clusters: np.ndarray) -> float:
