@@ -71,7 +71,7 @@ def main() -> None:
         "runs": len(runs),
         "acc": {"mean": float(acc.mean()), "best": float(acc.max()), "least": float(acc.min())},
         "scores": table,
-        "command": f"python benchmarks/selection.py {options.data}"
+        "command": f"python benchmarks/selection.py {name}"
         + (f" --rows {options.rows}" if options.rows else ""),
     }
     (RESULTS / f"selection-{name}.json").write_text(json.dumps(result, indent=2) + "\n")
