@@ -1,4 +1,4 @@
-"""MNIST or Fashion-MNIST on two cores, end to end: fit, score, export, serve, the same clusters by three ways.
+"""MNIST or Fashion-MNIST on two cores, end to end: fit, score, export, serve, and assign by three ways.
 
 ``python benchmarks/mnist_quick.py DATA`` fits ``--preset mnist-quick`` to the training images of the IDX
 folder ``DATA`` with seeds 0 to 2, scores test and training images, and assigns all test images with the first
