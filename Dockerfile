@@ -62,8 +62,9 @@ LABEL org.opencontainers.image.title="nvisa-trainer" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=trainer-packages /opt/nvisa /opt/nvisa
-# Matplotlib wants a place for its font cache.
-ENV MPLCONFIGDIR=/tmp/matplotlib
+# Matplotlib wants a place for its font cache, and numba, which UMAP runs on, one for what it compiled.
+ENV MPLCONFIGDIR=/tmp/matplotlib \
+    NUMBA_CACHE_DIR=/tmp/numba
 WORKDIR /work
 USER 10001:10001
 ENTRYPOINT ["tini", "--", "nvisa-train"]

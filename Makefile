@@ -36,8 +36,8 @@ format: $(INSTALLED) ## put the code into its style
 protos: $(INSTALLED) ## regenerate serving/pb from protos/
 	$(BIN)/python protos/generate.py
 
-bench-digits: $(INSTALLED) ## NVISA beside KMeans and GaussianMixture on digits, five seeds
-	$(BIN)/python benchmarks/digits.py
+bench-digits: $(INSTALLED) ## the default recipe with one part changed at a time, and peers, on digits, five seeds
+	$(BIN)/python benchmarks/ablation.py digits
 
 bench-training: $(INSTALLED) ## time of a training step beside its floor, a plain PyTorch loop and ClustPy's VaDE
 	$(BIN)/python benchmarks/training_speed.py --peer-venv .venv-peers $(ARGS)

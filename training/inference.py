@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -85,11 +86,16 @@ def typicality(model: NVISAModel, z: np.ndarray, clusters: np.ndarray) -> np.nda
 
 @torch.no_grad()
 def bounds(model: NVISAModel, x: np.ndarray, n_samples: int) -> np.ndarray:
-    """Lower bound of log p(x) in nats for each row, `training.step.row_bounds`: float32 ``(n,)``."""
+    """Lower bound of log p(x) in nats for each row, `training.step.row_bounds`: float32 ``(n,)``.
+
+    Computed in float64, so that a row's bound does not depend, in its last digit, on its place among others.
+    """
     found = []
+    exact = copy.deepcopy(model).double()
     for part in parts(model, x, rows_at_once(model, n_samples)):
         generator = epoch_generator(0, BOUND_EPOCH, part.device)
-        found.append(row_bounds(model, model.preprocess(part), n_samples, generator).cpu())
+        rows = exact.preprocess(part).double()
+        found.append(row_bounds(exact, rows, n_samples, generator).float().cpu())
     return torch.cat(found).numpy()
 
 

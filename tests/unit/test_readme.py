@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
-
-import numpy as np
-import pytest
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -17,19 +16,27 @@ def result(name: str) -> dict:
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
 
 
-@pytest.mark.parametrize(("method", "values"), result("digits.json")["acc"].items())
-def test_digits_table(method, values):
-    each = ", ".join(f"{value:.3f}" for value in values)
-    assert f"| {method} | {np.mean(values):.3f} ± {np.std(values):.3f} | {each} |" in README
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_mnist_table():
-    found = result("mnist-quick.json")
-    for method, key in (("AE+GMM (NVISA's start)", "acc_of_start_ae_gmm"), ("NVISA", "acc")):
-        values = [run[key] for run in found["runs"]]
-        each = ", ".join(f"{value:.4f}" for value in values)
-        assert f"| {method} | {np.mean(values):.4f} ± {np.std(values):.4f} | {each} |" in README
-    assert set(found["rows_that_differ_from_evaluate"].values()) == {0}, "README says that they agree"
+def test_tables_are_those_of_the_committed_results():
+    assert tables().with_tables(README) == README, "run python benchmarks/tables.py"
+
+
+def test_every_result_has_its_table():
+    shown = set(re.findall(r"<!-- table: (\S+) -->", README))
+    assert shown == {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+
+
+def test_the_ways_of_assigning_agree():
+    for path in (ROOT / "benchmarks" / "results").glob("mnist-quick-*.json"):
+        assert set(result(path.name)["rows_that_differ_from_evaluate"].values()) == {0}
 
 
 def test_linked_files_exist():
