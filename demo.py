@@ -56,7 +56,7 @@ def main() -> None:
     truth = load("digits", labels=True).labels
     assert truth is not None
     baselines = (
-        f"the AE+GMM it started from {scores['start']['acc']:.3f}, KMeans {accuracy(truth, kmeans):.3f}"
+        f"its start {scores['start']['acc']:.3f}, KMeans {accuracy(truth, kmeans):.3f}"
     )
     print(
         f"""
