@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from training.augment import affine
 from training.config import TrainingConfig
 from training.densities import normal_log_density, sample_normal
 from training.divergence import DivergedError
 from training.model import Encoding, NVISAModel
+from training.noise import Source
 from training.precision import matrix_products
 from training.schedule import batches, epoch_generator
 
@@ -29,20 +29,20 @@ def anchor_loss(
     x: Tensor,
     clusters: Tensor,
     config: TrainingConfig,
-    generator: torch.Generator,
+    generator: Source,
 ) -> Tensor:
-    """``-log q(y|x')`` at given clusters, in nats a row: x' is ``x (B, D)``, or a slight affine map of it.
+    """``-log q(y|x')`` at given clusters, in nats a row: x' is ``x (..., B, D)``, or a slight affine map of it.
 
     Parameters
     ----------
     encoding
         Of ``x``; used where the image is not changed.
     clusters
-        int64 ``(B,)``.
+        int64 ``(..., B)``.
     """
     if config.augment:
         encoding = model.encode(affine(x, model.spec, generator))
-    return F.nll_loss(encoding.log_q_y, clusters, reduction="none")
+    return -encoding.log_q_y.gather(-1, clusters.unsqueeze(-1)).squeeze(-1)
 
 
 def agree(

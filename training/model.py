@@ -21,6 +21,7 @@ from training.densities import (
     normal_log_density,
 )
 from training.networks import ENCODERS, NEGATIVE_SLOPE, Head, dense, mlp
+from training.noise import Source, draw
 
 GREY_LEVELS = 256
 
@@ -81,7 +82,7 @@ class NVISAModel(nn.Module):
     @property
     def n_clusters(self) -> int:
         """Number of clusters K."""
-        return len(self.prior_mean)
+        return self.prior_mean.shape[-2]
 
     def standardise_as(self, mean: Tensor, std: Tensor) -> None:
         """Take features' ``mean`` and ``std``, each ``(D,)``; constant columns keep scale 1.
@@ -93,26 +94,24 @@ class NVISAModel(nn.Module):
         self.shift.copy_(mean)
         self.scale.copy_(torch.where(varies, std, torch.ones_like(std)))
 
-    def preprocess(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Raw rows ``(B, *shape)`` -> float32 ``(B, D)`` as the nets see them.
+    def preprocess(self, rows: Tensor, generator: Source | None = None) -> Tensor:
+        """Raw rows ``(..., B, *shape)`` -> float32 ``(..., B, D)`` as the nets see them.
 
         Images are dequantised, (x + u) / 256, with u uniform and drawn anew each time, or u = 1/2 without
         a generator; with a Bernoulli p(x|z) they are drawn from Bernoulli(x / 255), or kept as its mean.
         Features are standardised.
         """
-        x = rows.flatten(1).to(torch.float32)
+        x = rows.flatten(rows.ndim - len(self.spec.shape)).to(torch.float32)
         if self.spec.dtype == "float32":
             return (x - self.shift) / self.scale if self.likelihood == "gaussian" else x
         if self.likelihood == "bernoulli":
             mean = x / (GREY_LEVELS - 1)
-            return (
-                mean
-                if generator is None
-                else torch.empty_like(x).uniform_(generator=generator).lt(mean).float()
-            )
-        if generator is None:
-            return (x + 0.5) / GREY_LEVELS
-        return (x + torch.empty_like(x).uniform_(generator=generator)) / GREY_LEVELS
+            return mean if generator is None else self._uniform(x, generator).lt(mean).float()
+        return (x + (0.5 if generator is None else self._uniform(x, generator))) / GREY_LEVELS
+
+    @staticmethod
+    def _uniform(x: Tensor, generator: Source) -> Tensor:
+        return draw("uniform", tuple(x.shape), generator, x.device)
 
     def encode(self, x: Tensor) -> Encoding:
         """``(B, D)`` -> hidden features and log q(y|x)."""
@@ -125,10 +124,14 @@ class NVISAModel(nn.Module):
         if self.z_from_y is None:
             features = features.expand(*y.shape, -1)
         else:
-            # A product, not a look-up: its gradient is summed in float32 even when features are bfloat16.
-            features = features + F.one_hot(y, self.n_clusters).to(features.dtype) @ self.z_from_y
+            features = features + self._select(y, self.z_from_y, features.dtype)
         features = F.leaky_relu(features, NEGATIVE_SLOPE)
         return self.z_mean(features), bounded_std(self.z_raw_std(features), self.epsilon_z)
+
+    def _select(self, y: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows ``y (...)`` of ``table (K, H)`` -> ``(..., H)``."""
+        # A product, not a look-up: its gradient is summed in float32 even when features are bfloat16.
+        return F.one_hot(y, self.n_clusters).to(dtype) @ table
 
     def p_z(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of p(z|y), std = SoftPlus(.) + 1: ``y (...)`` -> two of ``(..., L)``."""
