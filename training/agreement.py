@@ -31,12 +31,12 @@ def anchor_loss(
     config: TrainingConfig,
     generator: Source,
 ) -> Tensor:
-    """``-log q(y|x')`` at given clusters, in nats a row: x' is ``x (..., B, D)``, or a slight affine map of it.
+    """``-log q(y|x')`` at given clusters, in nats a row: x' is ``x``, or a slight affine map of it.
 
     Parameters
     ----------
     encoding
-        Of ``x``; used where the image is not changed.
+        Of ``x (..., B, D)``; used where the image is not changed.
     clusters
         int64 ``(..., B)``.
     """

@@ -13,7 +13,7 @@ from training.annealing import epochs_to_floor
 from training.precision import Precision
 
 # What changes how a run is executed, not what it computes: free to differ between a fit and its resume.
-EXECUTION = {"epochs", "device", "checkpoint_seconds"}
+EXECUTION = {"epochs", "device", "checkpoint_seconds", "restart_mode"}
 
 
 class TrainingConfig(BaseModel):
@@ -87,6 +87,11 @@ class TrainingConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
     restarts: int = Field(1, ge=1, description="independent runs; one is chosen without labels")
+    restart_mode: Literal["auto", "stacked", "sequential"] = Field(
+        "auto",
+        description="stacked: restarts train at once, in batched matrix products (mlp only); sequential: one "
+        "after the other; auto: stacked for mlp on a GPU",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     precision: Precision = Field(
         "auto", description="matrix products: float32, low (bfloat16), or low where it is faster"
@@ -99,6 +104,8 @@ class TrainingConfig(BaseModel):
             raise ValueError("objective vimco needs n_importance_samples >= 2")
         if self.objective == "nvil" and self.pathwise_z:
             raise ValueError("objective nvil has no pathwise_z")
+        if self.restart_mode == "stacked" and self.network != "mlp":
+            raise ValueError("restart_mode stacked needs network mlp: use sequential or auto")
         if isinstance(self.epsilon_x, float) and self.epsilon_x <= 0:
             raise ValueError("epsilon_x must be positive or 'auto'")
         if self.epochs is None and self.epsilon_factor == 1:

@@ -94,6 +94,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         anchor: float = 0.0,
         augment: bool = False,
         restarts: int = 1,
+        restart_mode: str = "auto",
         device: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -126,6 +127,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.anchor = anchor
         self.augment = augment
         self.restarts = restarts
+        self.restart_mode = restart_mode
         self.device = device
         self.precision = precision
         self.random_state = random_state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +16,15 @@ from training.config import TrainingConfig
 from training.data import check_fit
 from training.divergence import DivergedError
 from training.fitted import Fitted, RestartSummary, summarise
+from training.history import History
+from training.initialise import Start
 from training.loop import train
+from training.model import NVISAModel
 from training.precision import resolve_device
+from training.ranks import ALONE, World
 from training.run import open_run
 from training.selection import choose
+from training.stacked_loop import GivenUp, stacks, train_stacked
 from training.state import Run
 
 
@@ -32,8 +37,11 @@ class Progress(Protocol):
     def restart(self, index: int, total: int, epochs: int) -> None:
         """Learn that restart ``index`` of ``total`` begins, to run for ``epochs``."""
 
+    def stack(self, indices: Sequence[int], total: int, epochs: int) -> None:
+        """Learn that restarts ``indices`` of ``total`` begin, all at once."""
+
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Take an epoch's record."""
+        """Take an epoch's record, of a stack the mean of its runs'."""
 
 
 class Silent:
@@ -43,6 +51,9 @@ class Silent:
         """Pass over."""
 
     def restart(self, index: int, total: int, epochs: int) -> None:
+        """Pass over."""
+
+    def stack(self, indices: Sequence[int], total: int, epochs: int) -> None:
         """Pass over."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -59,6 +70,7 @@ def fit(
     directory: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Fitted:
     """Fit ``config.restarts`` runs, with seeds ``seed, seed + 1, ...``, and keep the one that scores best.
 
@@ -80,6 +92,9 @@ def fit(
         Go on from the checkpoints in ``directory``.
     progress
         Who hears of it; nobody by default.
+    world
+        The processes over which the restarts are spread; each calls this, with the same arguments, and gets
+        the same result.
 
     Raises
     ------
@@ -89,42 +104,95 @@ def fit(
     DivergedError
         If every run diverged; one that did not is enough to go on.
     """
-    check_fit(x, config.n_clusters)
-    if config.likelihood == "bernoulli" and spec.dtype == "float32" and (x.min() < 0 or x.max() > 1):
-        raise ValueError("a Bernoulli p(x|z) needs values in [0, 1]; use likelihood=gaussian")
     progress = progress or Silent()
-    device = resolve_device(config.device)
-    if directory is not None:
-        open_run(directory, config, fingerprint, resume=resume)
-    rows = torch.from_numpy(np.ascontiguousarray(x)).to(device)
-    runs: list[Run | None] = []
-    summaries: list[RestartSummary] = []
-    for index in range(config.restarts):
-        own = config.model_copy(update={"seed": config.seed + index, "restarts": 1})
-        progress.restart(index, config.restarts, own.total_epochs)
-        folder = directory / f"restart-{index}" if directory is not None else None
-        run, summary = _restart(own, rows, spec, folder, resume, progress)
-        if summary.error and config.restarts > 1:
-            progress.say(f"given up: {summary.error}")
-        runs.append(run)
-        summaries.append(summary)
-    chosen = choose([summary.score for summary in summaries])
-    best = runs[chosen]
-    if best is None:
-        which = "the run" if config.restarts == 1 else f"all {config.restarts} runs"
-        raise DivergedError(f"{which} diverged: {summaries[0].error}")
-    model = best.model.eval()
+
+    def prepare() -> torch.device:
+        check_fit(x, config.n_clusters)
+        if config.likelihood == "bernoulli" and spec.dtype == "float32" and (x.min() < 0 or x.max() > 1):
+            raise ValueError("a Bernoulli p(x|z) needs values in [0, 1]; use likelihood=gaussian")
+        if config.device != "cpu":
+            world.take_device()
+        device = resolve_device(config.device)
+        if directory is not None and world.rank == 0:
+            open_run(directory, config, fingerprint, resume=resume)
+        return device
+
+    rows = torch.from_numpy(np.ascontiguousarray(x)).to(world.together(prepare))
+    if (idle := world.size - config.restarts) > 0:
+        progress.say(f"{config.restarts} restarts for {world.size} ranks: {idle} of them have nothing to do")
+    own = {
+        index: config.model_copy(update={"seed": config.seed + index, "restarts": 1})
+        for index in world.share(config.restarts)
+    }
+    folders = {index: directory / f"restart-{index}" if directory is not None else None for index in own}
+    outcomes: dict[int, tuple[Run | None, RestartSummary]] = {}
+    if stacks(config, rows.device) and len(own) > 1:
+        outcomes = _stack(own, rows, spec, folders, resume, progress, config.restarts)
+    else:
+        for index, each in own.items():
+            progress.restart(index, config.restarts, each.total_epochs)
+            outcomes[index] = _restart(each, rows, spec, folders[index], resume, progress)
+            if (error := outcomes[index][1].error) and config.restarts > 1:
+                progress.say(f"given up: {error}")
+    summaries = world.gather({index: summary for index, (_, summary) in outcomes.items()})
+    histories = world.gather({i: run.history if run else History() for i, (run, _) in outcomes.items()})
+    chosen = choose([summaries[index].score for index in range(config.restarts)])
+    world.together(lambda: _check_any(list(summaries.values())))
+    model, start = _hand_round(outcomes[chosen][0] if chosen in outcomes else None, config, spec, world)
+    model = model.to(rows.device).eval()
     return Fitted(
         model=model,
         config=config,
         spec=spec,
-        start=best.start,
-        restarts=tuple(summaries),
+        start=start,
+        restarts=tuple(summaries[index] for index in range(config.restarts)),
         chosen=chosen,
-        histories=tuple(run.history if run is not None else type(best.history)() for run in runs),
+        histories=tuple(histories[index] for index in range(config.restarts)),
         data={"name": name, "fingerprint": fingerprint, "rows": len(x)},
         rows=summarise(model, x),
     )
+
+
+def _check_any(summaries: list[RestartSummary]) -> None:
+    if all(summary.error for summary in summaries):
+        which = "the run" if len(summaries) == 1 else f"all {len(summaries)} runs"
+        raise DivergedError(f"{which} diverged: {summaries[0].error}")
+
+
+def _hand_round(
+    best: Run | None, config: TrainingConfig, spec: InputSpec, world: World
+) -> tuple[NVISAModel, Start | None]:
+    """The chosen run's model and start on every rank; ``best`` is the run on the rank that trained it."""
+    own = {} if best is None else {0: ({k: v.cpu() for k, v in best.model.state_dict().items()}, best.start)}
+    tensors, start = world.gather(own)[0]
+    if best is not None:
+        return best.model, start
+    model = NVISAModel(config, spec)
+    model.load_state_dict(tensors)
+    return model, start
+
+
+def _stack(
+    configs: Mapping[int, TrainingConfig],
+    rows: torch.Tensor,
+    spec: InputSpec,
+    folders: Mapping[int, Path | None],
+    resume: bool,
+    progress: Progress,
+    total: int,
+) -> dict[int, tuple[Run | None, RestartSummary]]:
+    indices = list(configs)
+    progress.stack(indices, total, configs[indices[0]].total_epochs)
+    outcomes = train_stacked(
+        list(configs.values()),
+        rows,
+        spec,
+        directories=list(folders.values()),
+        resume=resume,
+        say=lambda place, message: progress.say(f"restart {indices[place] + 1}/{total}: {message}"),
+        on_epoch=progress.epoch,
+    )
+    return {index: _outcome(configs[index], found) for index, found in zip(indices, outcomes, strict=True)}
 
 
 def _restart(
@@ -147,8 +215,13 @@ def _restart(
             on_epoch=progress.epoch,
         )
     except DivergedError as error:
-        seconds = time.monotonic() - began
-        return None, RestartSummary(config.seed, -math.inf, 0, 0, seconds, str(error))
+        return _outcome(config, GivenUp(str(error), time.monotonic() - began))
+    return _outcome(config, run)
+
+
+def _outcome(config: TrainingConfig, run: Run | GivenUp) -> tuple[Run | None, RestartSummary]:
+    if isinstance(run, GivenUp):
+        return None, RestartSummary(config.seed, -math.inf, 0, 0, run.seconds, run.error)
     # NaN has no place in a ranking.
     score = -math.inf if run.score is None or math.isnan(run.score) else run.score
     return run, RestartSummary(config.seed, score, run.epoch, run.rollbacks, run.seconds)

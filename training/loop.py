@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,21 @@ def train(
     DivergedError
         If the loss stays non-finite or the bound keeps collapsing.
     """
+    run = begin(config, rows, spec, directory=directory, resume=resume, say=say)
+    advance(run, config, rows, config.total_epochs, directory=directory, say=say, on_epoch=on_epoch)
+    return run
+
+
+def begin(
+    config: TrainingConfig,
+    rows: Tensor,
+    spec: InputSpec,
+    *,
+    directory: Path | None = None,
+    resume: bool = False,
+    say: Say = lambda _: None,
+) -> Run:
+    """Bring a run to its start, or to its last checkpoint; parameters and errors as for `train`."""
     began = time.monotonic()
     checkpoint = None
     if directory is not None:
@@ -73,24 +88,36 @@ def train(
     run = _build(config, rows, spec)
     if resume and checkpoint is not None and checkpoint.exists():
         restore_run(run, checkpoint, config)
-        began -= run.seconds
         say(f"resumed at epoch {run.epoch}")
     else:
         _initialise(run, rows, config, say)
         run.seconds = time.monotonic() - began
         if checkpoint is not None:
             save_run(run, checkpoint, config)
+    return run
+
+
+def advance(
+    run: Run,
+    config: TrainingConfig,
+    rows: Tensor,
+    until: int,
+    *,
+    directory: Path | None = None,
+    say: Say = lambda _: None,
+    on_epoch: OnEpoch = lambda _: None,
+) -> None:
+    """Train a run to epoch ``until``; parameters and errors as for `train`."""
+    checkpoint = directory / CHECKPOINT_FILE if directory is not None else None
     saved = time.monotonic()
+    began = saved - run.seconds
     good = {name: value.clone() for name, value in run.tensors().items()}
-    while run.epoch < config.total_epochs:
+    while run.epoch < until:
         record = _train_epoch(run, rows, config)
         if (wrong := trouble(record["bound"], run.history)) is not None:
             _roll_back(run, good, wrong, say)
             continue
-        run.epoch += 1
-        if run.epoch == min(config.epsilon_every, config.total_epochs):
-            run.score = warm_bound(run.model, rows, config)
-        run.history.append(record)
+        complete_epoch(run, record, rows, config)
         run.seconds = time.monotonic() - began
         for name, value in run.tensors().items():
             if name in good:
@@ -104,7 +131,14 @@ def train(
             saved = time.monotonic()
     if config.total_epochs == 0 and run.score is None:
         run.score = warm_bound(run.model, rows, config)
-    return run
+
+
+def complete_epoch(run: Run, record: Mapping[str, Any], rows: Tensor, config: TrainingConfig) -> None:
+    """Count an epoch that went well, and take the selection score when it is due."""
+    run.epoch += 1
+    if run.epoch == min(config.epsilon_every, config.total_epochs):
+        run.score = warm_bound(run.model, rows, config)
+    run.history.append(record)
 
 
 def epsilons(config: TrainingConfig, epoch: int, first_x: float) -> tuple[float, float]:
@@ -125,7 +159,11 @@ def _build(config: TrainingConfig, rows: Tensor, spec: InputSpec) -> Run:
     model.to(rows.device)
     if baseline is not None:
         baseline.to(rows.device)
-    modules: list[nn.Module] = [model] if baseline is None else [model, baseline]
+    return Run(model, baseline, adam([model] if baseline is None else [model, baseline], config))
+
+
+def adam(modules: Sequence[nn.Module], config: TrainingConfig) -> torch.optim.Adam:
+    """Adam over all parameters, with weight decay on the layers' weights."""
     named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
     matrices = [p for name, p in named if _is_matrix(name, p)]
     others = [p for name, p in named if not _is_matrix(name, p)]
@@ -133,11 +171,10 @@ def _build(config: TrainingConfig, rows: Tensor, spec: InputSpec) -> Run:
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others},
     ]
-    optimiser = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
-    return Run(model, baseline, optimiser)
+    return torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
 
 
-def _has_clusters(run: Run, config: TrainingConfig) -> bool:
+def has_clusters(run: Run, config: TrainingConfig) -> bool:
     """Whether q(y|x) says anything yet; a random start does not."""
     return run.epoch > 0 or config.initialisation != "random"
 
@@ -174,7 +211,7 @@ def _train_epoch(run: Run, rows: Tensor, config: TrainingConfig) -> dict[str, An
     )
     for group in run.optimiser.param_groups:
         group["lr"] = rate
-    if config.anchor > 0 and run.epoch % config.epsilon_every == 0 and _has_clusters(run, config):
+    if config.anchor > 0 and run.epoch % config.epsilon_every == 0 and has_clusters(run, config):
         run.anchors = assign_rows(run.model, rows)
     generator = epoch_generator(config.seed, run.epoch, rows.device)
     bound = torch.zeros((), device=rows.device, dtype=torch.float64)

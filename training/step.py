@@ -14,6 +14,7 @@ from training.densities import normal_log_density, sample_categorical, sample_no
 from training.model import Baseline, Encoding, NVISAModel
 from training.noise import Source
 from training.objectives import Objective, enumerated_elbo, nvil, vimco
+from training.stacked_model import StackedBaseline
 
 BLOCK_VALUES = 2**25
 
@@ -27,7 +28,7 @@ class Step(NamedTuple):
 
 def batch_objective(
     model: NVISAModel,
-    baseline: Baseline | None,
+    baseline: Baseline | StackedBaseline | None,
     x: Tensor,
     config: TrainingConfig,
     generator: Source,
@@ -53,7 +54,7 @@ def batch_objective(
 
 def _estimate(
     model: NVISAModel,
-    baseline: Baseline | None,
+    baseline: Baseline | StackedBaseline | None,
     x: Tensor,
     encoding: Encoding,
     config: TrainingConfig,
