@@ -10,10 +10,12 @@ from training import NVISA
 from training.config import TrainingConfig
 from training.data import describe
 from training.export import to_onnx
-from training.loop import _build
+from training.loop import _build, train
 from training.model import NVISAModel
 from training.precision import matrix_products
 from training.schedule import batches, epoch_generator
+from training.stacked_loop import stacks, train_stacked
+from training.state import Run
 from training.step import batch_objective
 
 pytestmark = pytest.mark.gpu
@@ -59,3 +61,24 @@ def test_no_host_synchronisation_in_a_step(images, objective):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(step.objective.bound).all()
+
+
+def test_stacked_restarts_equal_separate_ones(images):
+    changes = {
+        "n_clusters": 4,
+        "epochs": 3,
+        "epsilon_every": 2,
+        "hidden_sizes": (64, 64),
+        "precision": "float32",
+    }
+    configs = [TrainingConfig(**changes, seed=seed) for seed in range(3)]
+    rows, spec = torch.from_numpy(images).cuda(), describe(images)
+    assert stacks(configs[0], rows.device)
+    stacked = train_stacked(configs, rows, spec, directories=[None] * 3)
+    for config, found in zip(configs, stacked, strict=True):
+        expected = train(config, rows, spec)
+        assert isinstance(found, Run)
+        assert found.score == pytest.approx(expected.score, rel=1e-3)
+        theirs = expected.tensors()
+        for name, value in found.tensors().items():
+            torch.testing.assert_close(value, theirs[name], rtol=1e-2, atol=1e-3)
