@@ -124,14 +124,10 @@ class NVISAModel(nn.Module):
         if self.z_from_y is None:
             features = features.expand(*y.shape, -1)
         else:
-            features = features + self._select(y, self.z_from_y, features.dtype)
+            # A product, not a look-up: its gradient is summed in float32 even when features are bfloat16.
+            features = features + F.one_hot(y, self.n_clusters).to(features.dtype) @ self.z_from_y
         features = F.leaky_relu(features, NEGATIVE_SLOPE)
         return self.z_mean(features), bounded_std(self.z_raw_std(features), self.epsilon_z)
-
-    def _select(self, y: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows ``y (...)`` of ``table (K, H)`` -> ``(..., H)``."""
-        # A product, not a look-up: its gradient is summed in float32 even when features are bfloat16.
-        return F.one_hot(y, self.n_clusters).to(dtype) @ table
 
     def p_z(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of p(z|y), std = SoftPlus(.) + 1: ``y (...)`` -> two of ``(..., L)``."""

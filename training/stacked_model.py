@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from training.config import TrainingConfig
 from training.densities import bernoulli_log_likelihood, bounded_std, gaussian_log_likelihood
 from training.model import Baseline, NVISAModel
+from training.networks import NEGATIVE_SLOPE
 from training.stacked_layers import stack_layers, stacked_parameter, stacked_product
 
 
@@ -36,8 +37,16 @@ class StackedModel(NVISAModel):
             setattr(self, name, stacked_parameter([model.get_parameter(name) for model in models]))
         self.to(models[0].shift.device)
 
-    def _select(self, y: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-        return stacked_product(F.one_hot(y, self.n_clusters).to(dtype), table)
+    def q_z(self, hidden: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of q(z|y,x): ``hidden (S, B, H)``, ``y (..., S, B)`` -> two of ``(..., S, B, L)``."""
+        features = self.z_from_x(hidden)
+        if self.z_from_y is None:
+            features = features.expand(*y.shape, -1)
+        else:
+            chosen = F.one_hot(y, self.n_clusters).to(features.dtype)
+            features = features + stacked_product(chosen, self.z_from_y)
+        features = F.leaky_relu(features, NEGATIVE_SLOPE)
+        return self.z_mean(features), bounded_std(self.z_raw_std(features), self.epsilon_z)
 
     def p_z(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of each run's p(z|y): ``y (..., S, B)`` -> two of ``(..., S, B, L)``."""
