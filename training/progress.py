@@ -23,6 +23,7 @@ class TerminalProgress:
         self._prefix = ""
         self._spent = 0.0
         self._first: int | None = None
+        self._done = 0
         self._last_line = 0.0
 
     def say(self, message: str) -> None:
@@ -57,10 +58,12 @@ class TerminalProgress:
             f"bound {record['bound']:.2f}, epsilon_x {record['epsilon_x']:.3g}, "
             f"effective clusters {record['effective_clusters']:.1f}"
         )
-        if self._first is None:
-            self._first = record["epoch"]
+        if self._first is None or done <= self._done:
+            # A bar's first, or of another run that has stayed behind its stack.
+            self._first, self._spent = record["epoch"], 0.0
             if self._bar is not None:
                 self._bar.initial = self._first  # epochs of an earlier process say nothing of the speed
+        self._done = done
         if self._bar is not None:
             self._bar.n = done
             self._bar.set_postfix_str(shown)
