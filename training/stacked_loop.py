@@ -114,7 +114,7 @@ def train_stacked(
         lowest = min(run.epoch for run in social.values())
         group = [i for i, run in social.items() if run.epoch == lowest]
         until = min((run.epoch for run in social.values() if run.epoch > lowest), default=total)
-        if len(group) == 1:
+        if len(group) == 1 or total == 0:
             attempt(group[0], until)
             continue
         stack = Stack([social[i] for i in group], [configs[i] for i in group])
