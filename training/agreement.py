@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from training.augment import affine, augments
 from training.config import TrainingConfig
 from training.densities import normal_log_density, sample_normal
 from training.divergence import DivergedError
 from training.model import Encoding, NVISAModel
+from training.noise import Source
 from training.precision import matrix_products
 from training.rows import Rows, fetch
 from training.schedule import batches, epoch_generator
@@ -30,7 +30,7 @@ def anchor_loss(
     x: Tensor,
     clusters: Tensor,
     config: TrainingConfig,
-    generator: torch.Generator,
+    generator: Source,
     *,
     changed_only: bool = False,
 ) -> Tensor:
@@ -39,19 +39,22 @@ def anchor_loss(
     Parameters
     ----------
     encoding
-        Of ``x (B, D)``.
+        Of ``x (..., B, D)``.
     clusters
-        int64 ``(B,)``.
+        int64 ``(..., B)``.
     changed_only
         With ``augment``, leave the rows as they are out. While clusters are learned, that keeps their errors
         from being learned by heart. Not while the bound pulls at q(y|x): a network can tell a row from its
         changed self, and would keep the clusters of the latter alone.
     """
     if not augments(config.augment, model.spec):
-        return F.nll_loss(encoding.log_q_y, clusters, reduction="none")
-    changed = model.encode(affine(x, model.spec, generator))
-    loss = F.nll_loss(changed.log_q_y, clusters, reduction="none")
-    return loss if changed_only else (loss + F.nll_loss(encoding.log_q_y, clusters, reduction="none")) / 2
+        return _surprise(encoding, clusters)
+    loss = _surprise(model.encode(affine(x, model.spec, generator)), clusters)
+    return loss if changed_only else (loss + _surprise(encoding, clusters)) / 2
+
+
+def _surprise(encoding: Encoding, clusters: Tensor) -> Tensor:
+    return -encoding.log_q_y.gather(-1, clusters.unsqueeze(-1)).squeeze(-1)
 
 
 def agree(

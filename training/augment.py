@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from serving.bundle import InputSpec
+from training.noise import Source, draw
 
 TURN = math.radians(10)
 LOG_SCALE = 0.1
@@ -61,18 +62,17 @@ def to_rows(images: Tensor, spec: InputSpec) -> Tensor:
     return images.flatten(1)
 
 
-def affine(x: Tensor, spec: InputSpec, generator: torch.Generator) -> Tensor:
+def affine(x: Tensor, spec: InputSpec, generator: Source) -> Tensor:
     """Each image turned by up to 10°, scaled by up to 10 %, sheared and shifted, uniformly at random.
 
     Parameters
     ----------
     x
-        Preprocessed rows ``(B, D)``. What comes in from outside the image is 0.
+        Preprocessed rows ``(..., B, D)``. What comes in from outside the image is 0.
     """
-    images = to_images(x, spec)
-    turn, wide, high, shear, right, down = (
-        torch.empty((6, len(x)), device=x.device).uniform_(-1, 1, generator=generator).unbind()
-    )
+    images = to_images(x.flatten(0, -2), spec)
+    noise = 2 * draw("uniform", (6, *x.shape[:-1]), generator, x.device, run_axis=-2) - 1
+    turn, wide, high, shear, right, down = noise.flatten(1).unbind()
     cos, sin = (TURN * turn).cos(), (TURN * turn).sin()
     wide, high, shear = (LOG_SCALE * wide).exp(), (LOG_SCALE * high).exp(), SHEAR * shear
     maps = torch.stack(
@@ -83,4 +83,4 @@ def affine(x: Tensor, spec: InputSpec, generator: torch.Generator) -> Tensor:
         1,
     )
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    return to_rows(F.grid_sample(images, grid, align_corners=False), spec)
+    return to_rows(F.grid_sample(images, grid, align_corners=False), spec).view(x.shape)

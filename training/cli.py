@@ -7,8 +7,10 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from serving.configuration import load_settings
+from training import ranks
 
 USAGE = """usage: nvisa-train COMMAND ...
 
@@ -27,22 +29,30 @@ nvisa-train COMMAND --help tells a command's options."""
 
 def fit(arguments: Sequence[str]) -> None:
     """Run ``nvisa-train fit``."""
+    with ranks.joined() as world:
+        _fit(arguments, world)
+
+
+def _fit(arguments: Sequence[str], world: ranks.World) -> None:
     from training import data
     from training.allocator import keep_freed_memory
+    from training.config import TrainingConfig
+    from training.fit import Silent
     from training.fit import fit as run_fit
     from training.fitted import Fitted
     from training.progress import TerminalProgress
     from training.run import refuse_used
     from training.settings import FitSettings
 
-    settings = load_settings(FitSettings, arguments)
-    keep_freed_memory()
-    config = settings.training_config()
-    if not settings.resume:
-        refuse_used(settings.output)  # reading large data first would only delay it
-    old = Fitted.load(settings.warm_start) if settings.warm_start is not None else None
-    progress = TerminalProgress()
-    try:
+    progress = TerminalProgress() if world.rank == 0 else Silent()
+
+    def read() -> tuple[Any, TrainingConfig, Fitted | None, data.Data]:
+        settings = load_settings(FitSettings, arguments)
+        keep_freed_memory()
+        config = settings.training_config()
+        if not settings.resume:
+            refuse_used(settings.output)  # reading large data first would only delay it
+        old = Fitted.load(settings.warm_start) if settings.warm_start is not None else None
         loaded = data.load(
             settings.data,
             label_column=settings.label_column,
@@ -50,6 +60,10 @@ def fit(arguments: Sequence[str]) -> None:
             scratch=settings.scratch or _disk_of(settings.output),
             say=progress.say,
         )
+        return settings, config, old, loaded
+
+    try:
+        settings, config, old, loaded = world.together(read)
         progress.say(f"{settings.data}: {len(loaded.x)} rows of {loaded.spec.dtype} {loaded.spec.shape}")
         progress.say(f"settings: {config.model_dump_json()}")
         fitted = run_fit(
@@ -62,9 +76,13 @@ def fit(arguments: Sequence[str]) -> None:
             resume=settings.resume,
             warm_start=old,
             progress=progress,
+            world=world,
         )
     finally:
-        progress.close()
+        if isinstance(progress, TerminalProgress):
+            progress.close()
+    if world.rank > 0:
+        return
     fitted.save(settings.output)
     for index, restart in enumerate(fitted.restarts):
         chosen = "  <- chosen" if index == fitted.chosen and config.restarts > 1 else ""
@@ -213,6 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(USAGE)
         return 0 if arguments else 2
+    rank = ranks.own_rank()
+    name = f"rank {rank}: nvisa-train" if rank else "nvisa-train"
     command = COMMANDS.get(arguments[0])
     if command is None:
         print(f"nvisa-train: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
@@ -222,21 +242,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         full = command is fit and isinstance(error, OSError) and error.errno in DISK_FULL
         hint = "; make room and go on with --resume" if full else ""
-        print(f"nvisa-train {arguments[0]}: {_message(error)}{hint}", file=sys.stderr)
+        print(f"{name} {arguments[0]}: {_message(error)}{hint}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"nvisa-train: {error}; install nvisa[training,cpu]", file=sys.stderr)
+        print(f"{name}: {error}; install nvisa[training,cpu]", file=sys.stderr)
         return 2
     except MemoryError as error:
         hint = "; rows need not be in memory: --memory mapped" if command is fit else ""
-        print(f"nvisa-train {arguments[0]}: out of memory: {error}{hint}", file=sys.stderr)
+        print(f"{name} {arguments[0]}: out of memory: {error}{hint}", file=sys.stderr)
         return 1
-    except ArithmeticError as error:
-        print(f"nvisa-train {arguments[0]}: {error}", file=sys.stderr)
+    except (ArithmeticError, ranks.RankError) as error:
+        print(f"{name} {arguments[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         hint = "; go on with --resume" if command is fit else ""
-        print(f"\nnvisa-train {arguments[0]}: interrupted{hint}", file=sys.stderr)
+        if rank == 0:
+            print(f"\nnvisa-train {arguments[0]}: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
 

@@ -14,7 +14,7 @@ from training.precision import Precision
 from training.rows import Memory
 
 # What changes how a run is executed, not what it computes: free to differ between a fit and its resume.
-EXECUTION = {"epochs", "device", "memory", "cuda_graph", "checkpoint_seconds"}
+EXECUTION = {"epochs", "device", "memory", "cuda_graph", "checkpoint_seconds", "restart_mode"}
 
 
 class TrainingConfig(BaseModel):
@@ -104,6 +104,11 @@ class TrainingConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
     restarts: int = Field(1, ge=1, description="independent runs; one is chosen without labels")
+    restart_mode: Literal["auto", "stacked", "sequential"] = Field(
+        "auto",
+        description="stacked: restarts train at once, in batched matrix products (network and decoder mlp "
+        "only); sequential: one after the other; auto: stacked for mlp on a GPU",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     memory: Memory = Field(
         "auto",
@@ -122,6 +127,8 @@ class TrainingConfig(BaseModel):
             raise ValueError("objective vimco needs n_importance_samples >= 2")
         if self.objective == "nvil" and self.pathwise_z:
             raise ValueError("objective nvil has no pathwise_z")
+        if self.restart_mode == "stacked" and "conv" in (self.network, self.decoder):
+            raise ValueError("restart_mode stacked needs network mlp and decoder mlp: use sequential or auto")
         if isinstance(self.epsilon_x, float) and self.epsilon_x <= 0:
             raise ValueError("epsilon_x must be positive or 'auto'")
         if self.epochs is None and self.epsilon_factor == 1:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.noise import Source, draw
+
 LOG_2PI = math.log(2 * math.pi)
 # Rows of an [M * B, D] block that are worked on together on a CPU, so that the block's intermediates
 # stay in a core's cache instead of crossing memory once per operation.
@@ -84,22 +86,19 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
     return (x * logits - F.softplus(logits)).sum(-1)
 
 
-def sample_categorical(log_probabilities: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
-    """``n_samples`` draws by the Gumbel-max trick: ``(B, K) -> (n_samples, B)``, int64.
+def sample_categorical(log_probabilities: Tensor, n_samples: int, generator: Source) -> Tensor:
+    """``n_samples`` draws by the Gumbel-max trick: ``(..., B, K) -> (n_samples, ..., B)``, int64.
 
     Unlike a multinomial sampler it never waits for the device.
     """
-    waiting = torch.empty(
-        (n_samples, *log_probabilities.shape), device=log_probabilities.device, dtype=torch.float32
-    )
-    waiting.exponential_(generator=generator)
+    shape = (n_samples, *log_probabilities.shape)
+    waiting = draw("exponential", shape, generator, log_probabilities.device)
     return (log_probabilities.detach() - waiting.log()).argmax(-1)
 
 
-def sample_normal(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+def sample_normal(mean: Tensor, std: Tensor, generator: Source) -> Tensor:
     """A draw from N(mean, std²) as mean + std · noise; detach it for a score-function estimator."""
-    noise = torch.empty_like(mean).normal_(generator=generator)
-    return mean + std * noise
+    return mean + std * draw("normal", tuple(mean.shape), generator, mean.device)
 
 
 def _blocks(values: Tensor) -> list[tuple[slice, ...] | slice]:

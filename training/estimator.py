@@ -101,6 +101,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         augment: str | bool = "auto",
         balance: float = 0.0,
         restarts: int = 1,
+        restart_mode: str = "auto",
         device: str = "auto",
         memory: str = "auto",
         precision: str = "auto",
@@ -139,6 +140,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.augment = augment
         self.balance = balance
         self.restarts = restarts
+        self.restart_mode = restart_mode
         self.device = device
         self.memory = memory
         self.precision = precision

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from serving.bundle import InputSpec
 from training.config import TrainingConfig
 from training.data import check_fit
 from training.divergence import DivergedError
 from training.fitted import Fitted, RestartSummary, summarise
+from training.history import History
+from training.initialise import Start
 from training.loop import train
+from training.model import NVISAModel
 from training.precision import resolve_device
-from training.rows import Rows, place
+from training.ranks import ALONE, World
+from training.rows import MappedRows, Rows, place
 from training.run import open_run
 from training.selection import choose
+from training.stacked_loop import GivenUp, stacks, train_stacked
 from training.state import Run
 from training.warm_start import WarmStart
 from training.warm_start import warm_start as take_weights
@@ -34,8 +40,11 @@ class Progress(Protocol):
     def restart(self, index: int, total: int, epochs: int) -> None:
         """Learn that restart ``index`` of ``total`` begins, to run for ``epochs``."""
 
+    def stack(self, indices: Sequence[int], total: int, epochs: int) -> None:
+        """Learn that restarts ``indices`` of ``total`` begin, all at once."""
+
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Take an epoch's record."""
+        """Take an epoch's record, of a stack the mean of its runs'."""
 
 
 class Silent:
@@ -45,6 +54,9 @@ class Silent:
         """Pass over."""
 
     def restart(self, index: int, total: int, epochs: int) -> None:
+        """Pass over."""
+
+    def stack(self, indices: Sequence[int], total: int, epochs: int) -> None:
         """Pass over."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -62,6 +74,7 @@ def fit(
     resume: bool = False,
     warm_start: Fitted | None = None,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Fitted:
     """Fit ``config.restarts`` runs, with seeds ``seed, seed + 1, ...``, and keep the one that scores best.
 
@@ -86,6 +99,9 @@ def fit(
         ``config.initialisation``; the schedules are those of ``config``, from their beginning.
     progress
         Who hears of it; nobody by default.
+    world
+        The processes over which the restarts are spread; each calls this, with the same arguments, and gets
+        the same result.
 
     Raises
     ------
@@ -95,44 +111,104 @@ def fit(
     DivergedError
         If every run diverged; one that did not is enough to go on.
     """
-    check_fit(x, config.n_clusters, unit=config.likelihood == "bernoulli")
     progress = progress or Silent()
-    device = resolve_device(config.device)
-    old = take_weights(warm_start, config, spec) if warm_start is not None else None
-    digest = old.digest if old is not None else None
-    if directory is not None:
-        open_run(directory, config, fingerprint, resume=resume, warm_start=digest)
+
+    def prepare() -> tuple[torch.device, bool, WarmStart | None]:
+        check_fit(x, config.n_clusters, unit=config.likelihood == "bernoulli")
+        if config.device != "cpu":
+            world.take_device()
+        device = resolve_device(config.device)
+        stacked = stacks(config, spec, device)
+        old = take_weights(warm_start, config, spec) if warm_start is not None else None
+        if directory is not None and world.rank == 0:
+            digest = old.digest if old is not None else None
+            open_run(directory, config, fingerprint, resume=resume, warm_start=digest)
+        return device, stacked, old
+
+    device, stacked, old = world.together(prepare)
     rows = place(x, spec, device, config.memory, progress.say)
-    runs: list[Run | None] = []
-    summaries: list[RestartSummary] = []
-    for index in range(config.restarts):
-        own = config.model_copy(update={"seed": config.seed + index, "restarts": 1})
-        progress.restart(index, config.restarts, own.total_epochs)
-        folder = directory / f"restart-{index}" if directory is not None else None
-        run, summary = _restart(own, rows, spec, folder, resume, old, progress)
-        if summary.error and config.restarts > 1:
-            progress.say(f"given up: {summary.error}")
-        runs.append(run)
-        summaries.append(summary)
-    chosen = choose([summary.score for summary in summaries])
-    best = runs[chosen]
-    if best is None:
-        which = "the run" if config.restarts == 1 else f"all {config.restarts} runs"
-        raise DivergedError(f"{which} diverged: {summaries[0].error}")
-    model = best.model.eval()
+    if (idle := world.size - config.restarts) > 0:
+        progress.say(f"{config.restarts} restarts for {world.size} ranks: {idle} of them have nothing to do")
+    own = {
+        index: config.model_copy(update={"seed": config.seed + index, "restarts": 1})
+        for index in world.share(config.restarts)
+    }
+    folders = {index: directory / f"restart-{index}" if directory is not None else None for index in own}
+    stacked = stacked and len(own) > 1
+    if stacked and isinstance(rows, MappedRows):
+        progress.say("restarts train one after the other: all at once they need the rows on the device")
+    outcomes: dict[int, tuple[Run | None, RestartSummary]] = {}
+    if stacked and isinstance(rows, torch.Tensor):
+        outcomes = _stack(own, rows, spec, folders, resume, old, progress, config.restarts)
+    else:
+        for index, each in own.items():
+            progress.restart(index, config.restarts, each.total_epochs)
+            outcomes[index] = _restart(each, rows, spec, folders[index], resume, old, progress)
+            if (error := outcomes[index][1].error) and config.restarts > 1:
+                progress.say(f"given up: {error}")
+    summaries = world.gather({index: summary for index, (_, summary) in outcomes.items()})
+    histories = world.gather({i: run.history if run else History() for i, (run, _) in outcomes.items()})
+    chosen = choose([summaries[index].score for index in range(config.restarts)])
+    world.together(lambda: _check_any(list(summaries.values())))
+    model, start = _hand_round(outcomes[chosen][0] if chosen in outcomes else None, config, spec, world)
+    model = model.to(rows.device).eval()
     return Fitted(
         model=model,
         config=config,
         spec=spec,
-        start=best.start,
-        restarts=tuple(summaries),
+        start=start,
+        restarts=tuple(summaries[index] for index in range(config.restarts)),
         chosen=chosen,
-        histories=tuple(run.history if run is not None else type(best.history)() for run in runs),
+        histories=tuple(histories[index] for index in range(config.restarts)),
         data={"name": name, "fingerprint": fingerprint, "rows": len(x)},
         rows=summarise(model, x),
         names=old.names if old is not None else (),
-        warm_start=digest,
+        warm_start=old.digest if old is not None else None,
     )
+
+
+def _check_any(summaries: list[RestartSummary]) -> None:
+    if all(summary.error for summary in summaries):
+        which = "the run" if len(summaries) == 1 else f"all {len(summaries)} runs"
+        raise DivergedError(f"{which} diverged: {summaries[0].error}")
+
+
+def _hand_round(
+    best: Run | None, config: TrainingConfig, spec: InputSpec, world: World
+) -> tuple[NVISAModel, Start | None]:
+    """The chosen run's model and start on every rank; ``best`` is the run on the rank that trained it."""
+    own = {} if best is None else {0: ({k: v.cpu() for k, v in best.model.state_dict().items()}, best.start)}
+    tensors, start = world.gather(own)[0]
+    if best is not None:
+        return best.model, start
+    model = NVISAModel(config, spec)
+    model.load_state_dict(tensors)
+    return model, start
+
+
+def _stack(
+    configs: Mapping[int, TrainingConfig],
+    rows: torch.Tensor,
+    spec: InputSpec,
+    folders: Mapping[int, Path | None],
+    resume: bool,
+    warm_start: WarmStart | None,
+    progress: Progress,
+    total: int,
+) -> dict[int, tuple[Run | None, RestartSummary]]:
+    indices = list(configs)
+    progress.stack(indices, total, configs[indices[0]].total_epochs)
+    outcomes = train_stacked(
+        list(configs.values()),
+        rows,
+        spec,
+        directories=list(folders.values()),
+        resume=resume,
+        warm_start=warm_start,
+        say=lambda which, message: progress.say(f"restart {indices[which] + 1}/{total}: {message}"),
+        on_epoch=progress.epoch,
+    )
+    return {index: _outcome(configs[index], found) for index, found in zip(indices, outcomes, strict=True)}
 
 
 def _restart(
@@ -157,8 +233,13 @@ def _restart(
             on_epoch=progress.epoch,
         )
     except DivergedError as error:
-        seconds = time.monotonic() - began
-        return None, RestartSummary(config.seed, -math.inf, 0, 0, seconds, str(error))
+        return _outcome(config, GivenUp(str(error), time.monotonic() - began))
+    return _outcome(config, run)
+
+
+def _outcome(config: TrainingConfig, run: Run | GivenUp) -> tuple[Run | None, RestartSummary]:
+    if isinstance(run, GivenUp):
+        return None, RestartSummary(config.seed, -math.inf, 0, 0, run.seconds, run.error)
     # NaN has no place in a ranking.
     score = -math.inf if run.score is None or math.isnan(run.score) else run.score
     return run, RestartSummary(config.seed, score, run.epoch, run.rollbacks, run.seconds)

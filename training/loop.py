@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,22 @@ def train(
     DivergedError
         If the loss stays non-finite or the bound keeps collapsing.
     """
+    run = begin(config, rows, spec, directory=directory, resume=resume, warm_start=warm_start, say=say)
+    advance(run, config, rows, config.total_epochs, directory=directory, say=say, on_epoch=on_epoch)
+    return run
+
+
+def begin(
+    config: TrainingConfig,
+    rows: Rows,
+    spec: InputSpec,
+    *,
+    directory: Path | None = None,
+    resume: bool = False,
+    warm_start: WarmStart | None = None,
+    say: Say = lambda _: None,
+) -> Run:
+    """Bring a run to its start, or to its last checkpoint; parameters and errors as for `train`."""
     began = time.monotonic()
     checkpoint = None
     if directory is not None:
@@ -77,7 +93,6 @@ def train(
     run = _build(config, rows, spec, warm_start)
     if resume and checkpoint is not None and checkpoint.exists():
         restore_run(run, checkpoint, config)
-        began -= run.seconds
         say(f"resumed at epoch {run.epoch}")
     else:
         if warm_start is None:
@@ -87,18 +102,31 @@ def train(
         run.seconds = time.monotonic() - began
         if checkpoint is not None:
             save_run(run, checkpoint, config)
+    return run
+
+
+def advance(
+    run: Run,
+    config: TrainingConfig,
+    rows: Rows,
+    until: int,
+    *,
+    directory: Path | None = None,
+    say: Say = lambda _: None,
+    on_epoch: OnEpoch = lambda _: None,
+) -> None:
+    """Train a run to epoch ``until``; parameters and errors as for `train`."""
+    checkpoint = directory / CHECKPOINT_FILE if directory is not None else None
     saved = time.monotonic()
+    began = saved - run.seconds
     good = {name: value.clone() for name, value in run.tensors().items()}
     updates = Updates(run, config)
-    while run.epoch < config.total_epochs:
+    while run.epoch < until:
         record = _train_epoch(run, rows, config, updates)
         if (wrong := trouble(record["bound"], run.history)) is not None:
             _roll_back(run, good, wrong, say)
             continue
-        run.epoch += 1
-        if run.epoch == min(config.epsilon_every, config.total_epochs):
-            run.score = warm_bound(run.model, rows, config)
-        run.history.append(record)
+        complete_epoch(run, record, rows, config)
         run.seconds = time.monotonic() - began
         for name, value in run.tensors().items():
             if name in good:
@@ -112,7 +140,14 @@ def train(
             saved = time.monotonic()
     if config.total_epochs == 0 and run.score is None:
         run.score = warm_bound(run.model, rows, config)
-    return run
+
+
+def complete_epoch(run: Run, record: Mapping[str, Any], rows: Rows, config: TrainingConfig) -> None:
+    """Count an epoch that went well, and take the selection score when it is due."""
+    run.epoch += 1
+    if run.epoch == min(config.epsilon_every, config.total_epochs):
+        run.score = warm_bound(run.model, rows, config)
+    run.history.append(record)
 
 
 def epsilons(config: TrainingConfig, epoch: int, first_x: float) -> tuple[float, float]:
@@ -134,7 +169,11 @@ def _build(config: TrainingConfig, rows: Rows, spec: InputSpec, warm_start: Warm
     model.to(rows.device)
     if baseline is not None:
         baseline.to(rows.device)
-    modules: list[nn.Module] = [model] if baseline is None else [model, baseline]
+    return Run(model, baseline, adam([model] if baseline is None else [model, baseline], config))
+
+
+def adam(modules: Sequence[nn.Module], config: TrainingConfig) -> torch.optim.Adam:
+    """Adam over all parameters, with weight decay on the layers' weights."""
     named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
     matrices = [p for name, p in named if _is_matrix(name, p)]
     others = [p for name, p in named if not _is_matrix(name, p)]
@@ -143,12 +182,12 @@ def _build(config: TrainingConfig, rows: Rows, spec: InputSpec, warm_start: Warm
         {"params": others},
     ]
     # The rate is a tensor on the device, and so are Adam's step counts, for the sake of CUDA graphs.
-    rate = torch.tensor(config.learning_rate, device=rows.device)
-    optimiser = torch.optim.Adam(groups, lr=rate, fused=True, capturable=rows.device.type == "cuda")
-    return Run(model, baseline, optimiser)
+    device = matrices[0].device
+    rate = torch.tensor(config.learning_rate, device=device)
+    return torch.optim.Adam(groups, lr=rate, fused=True, capturable=device.type == "cuda")
 
 
-def _has_clusters(run: Run) -> bool:
+def has_clusters(run: Run) -> bool:
     """Whether q(y|x) says anything yet; a random start does not."""
     return run.epoch > 0 or run.start is not None
 
@@ -198,7 +237,7 @@ def _train_epoch(run: Run, rows: Rows, config: TrainingConfig, updates: Updates)
     )
     for group in run.optimiser.param_groups:
         group["lr"].fill_(rate)
-    if config.anchor > 0 and run.epoch % config.epsilon_every == 0 and _has_clusters(run):
+    if config.anchor > 0 and run.epoch % config.epsilon_every == 0 and has_clusters(run):
         run.anchors = assign_rows(run.model, rows)
     updates.begin(run.epoch)
     updates.take(_epoch_batches(rows, run.anchors, config, updates.generator))

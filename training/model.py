@@ -32,6 +32,7 @@ from training.networks import (
     mlp,
     network_for,
 )
+from training.noise import Source, draw
 
 GREY_LEVELS = 256
 # Values of the largest [samples, B, D] block that is kept for the backward pass: 64 MiB of float32.
@@ -102,7 +103,7 @@ class NVISAModel(nn.Module):
     @property
     def n_clusters(self) -> int:
         """Number of clusters K."""
-        return len(self.prior_mean)
+        return self.prior_mean.shape[-2]
 
     def standardise_as(self, mean: Tensor, std: Tensor) -> None:
         """Take features' ``mean`` and ``std``, each ``(D,)``; constant columns keep scale 1.
@@ -114,26 +115,24 @@ class NVISAModel(nn.Module):
         self.shift.copy_(mean)
         self.scale.copy_(torch.where(varies, std, torch.ones_like(std)))
 
-    def preprocess(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Raw rows ``(B, *shape)`` -> float32 ``(B, D)`` as the nets see them.
+    def preprocess(self, rows: Tensor, generator: Source | None = None) -> Tensor:
+        """Raw rows ``(..., B, *shape)`` -> float32 ``(..., B, D)`` as the nets see them.
 
         Images are dequantised, (x + u) / 256, with u uniform and drawn anew each time, or u = 1/2 without
         a generator; with a Bernoulli p(x|z) they are drawn from Bernoulli(x / 255), or kept as its mean.
         Features are standardised.
         """
-        x = rows.flatten(1).to(torch.float32)
+        x = rows.flatten(rows.ndim - len(self.spec.shape)).to(torch.float32)
         if self.spec.dtype == "float32":
             return (x - self.shift) / self.scale if self.likelihood == "gaussian" else x
         if self.likelihood == "bernoulli":
             mean = x / (GREY_LEVELS - 1)
-            return (
-                mean
-                if generator is None
-                else torch.empty_like(x).uniform_(generator=generator).lt(mean).float()
-            )
-        if generator is None:
-            return (x + 0.5) / GREY_LEVELS
-        return (x + torch.empty_like(x).uniform_(generator=generator)) / GREY_LEVELS
+            return mean if generator is None else self._uniform(x, generator).lt(mean).float()
+        return (x + (0.5 if generator is None else self._uniform(x, generator))) / GREY_LEVELS
+
+    @staticmethod
+    def _uniform(x: Tensor, generator: Source) -> Tensor:
+        return draw("uniform", tuple(x.shape), generator, x.device)
 
     def encode(self, x: Tensor) -> Encoding:
         """``(B, D)`` -> hidden features and log q(y|x)."""
@@ -172,7 +171,7 @@ class NVISAModel(nn.Module):
         Many samples are decoded in chunks, which the backward pass decodes again, so that memory for the
         ``[M, B, D]`` outputs does not grow with M.
         """
-        n_samples, chunk = len(z), self._samples_at_once(len(x))
+        n_samples, chunk = len(z), self._samples_at_once(x.shape[-2])
         if n_samples <= chunk:
             return self._log_p_x(x, z)
         parts = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -23,6 +23,7 @@ class TerminalProgress:
         self._prefix = ""
         self._spent = 0.0
         self._first: int | None = None
+        self._done = 0
         self._last_line = 0.0
 
     def say(self, message: str) -> None:
@@ -34,12 +35,20 @@ class TerminalProgress:
 
     def restart(self, index: int, total: int, epochs: int) -> None:
         """Begin the bar of a restart."""
+        self._begin(f"restart {index + 1}/{total}: " if total > 1 else "", epochs)
+
+    def stack(self, indices: Sequence[int], total: int, epochs: int) -> None:
+        """Begin the bar of restarts that train at once; their messages name them."""
+        names = ", ".join(str(index + 1) for index in indices)
+        self._begin("", epochs, f"restarts {names} of {total}")
+
+    def _begin(self, prefix: str, epochs: int, name: str = "") -> None:
         self.close()
-        self._prefix = f"restart {index + 1}/{total}: " if total > 1 else ""
+        self._prefix = prefix
         self._epochs, self._spent, self._first, self._last_line = epochs, 0.0, None, 0.0
         if self._tty:
             self._bar = tqdm(
-                total=epochs, unit="epoch", file=self._stream, desc=self._prefix.rstrip(": ") or "fit"
+                total=epochs, unit="epoch", file=self._stream, desc=name or self._prefix.rstrip(": ") or "fit"
             )
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -49,10 +58,12 @@ class TerminalProgress:
             f"bound {record['bound']:.2f}, epsilon_x {record['epsilon_x']:.3g}, "
             f"effective clusters {record['effective_clusters']:.1f}"
         )
-        if self._first is None:
-            self._first = record["epoch"]
+        if self._first is None or done <= self._done:
+            # A bar's first, or of another run that has stayed behind its stack.
+            self._first, self._spent = record["epoch"], 0.0
             if self._bar is not None:
                 self._bar.initial = self._first  # epochs of an earlier process say nothing of the speed
+        self._done = done
         if self._bar is not None:
             self._bar.n = done
             self._bar.set_postfix_str(shown)

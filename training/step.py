@@ -12,13 +12,15 @@ from training.agreement import anchor_loss
 from training.config import TrainingConfig
 from training.densities import normal_log_density, sample_categorical, sample_normal
 from training.model import Baseline, Encoding, NVISAModel
+from training.noise import Source
 from training.objectives import Objective, enumerated_elbo, nvil, vimco
+from training.stacked_model import StackedBaseline
 
 BLOCK_VALUES = 2**25
 
 
 class Step(NamedTuple):
-    """A batch's objective and, detached, its mean q(y|x) of shape ``(K,)``."""
+    """A batch's objective and, detached, its mean q(y|x) of shape ``(..., K)``."""
 
     objective: Objective
     mean_q_y: Tensor
@@ -26,13 +28,13 @@ class Step(NamedTuple):
 
 def batch_objective(
     model: NVISAModel,
-    baseline: Baseline | None,
+    baseline: Baseline | StackedBaseline | None,
     x: Tensor,
     config: TrainingConfig,
-    generator: torch.Generator,
+    generator: Source,
     anchors: Tensor | None = None,
 ) -> Step:
-    """Objective of preprocessed rows ``x (B, D)`` (paper eqs. 5 to 7).
+    """Objective of preprocessed rows ``x (B, D)`` (paper eqs. 5 to 7), or ``(S, B, D)`` of a stack of runs.
 
     For VIMCO and NVIL both y and z are detached, so that the score function covers log q(y, z | x). With
     ``pathwise_z`` the gradient reaches z's distribution through z itself, and the score covers y alone; the
@@ -43,31 +45,31 @@ def batch_objective(
     without these.
     """
     encoding = model.encode(x)
-    mean_q_y = encoding.log_q_y.exp().mean(0)
+    mean_q_y = encoding.log_q_y.exp().mean(-2)
     objective = _estimate(model, baseline, x, encoding, config, generator)
     if anchors is not None:
         anchor = anchor_loss(model, encoding, x, anchors, config, generator)
         objective = objective._replace(surrogate=objective.surrogate - config.anchor * anchor)
     if config.balance > 0:
-        entropy = torch.special.entr(mean_q_y).sum()
+        entropy = torch.special.entr(mean_q_y).sum(-1, keepdim=True)
         objective = objective._replace(surrogate=objective.surrogate + config.balance * entropy)
     return Step(objective, mean_q_y.detach())
 
 
 def _estimate(
     model: NVISAModel,
-    baseline: Baseline | None,
+    baseline: Baseline | StackedBaseline | None,
     x: Tensor,
     encoding: Encoding,
     config: TrainingConfig,
-    generator: torch.Generator,
+    generator: Source,
 ) -> Objective:
     if config.objective == "elbo":
         return _enumerated(model, x, encoding.log_q_y, encoding.hidden, config, generator)
     y = sample_categorical(encoding.log_q_y, config.n_samples, generator)
     mean, std = model.q_z(encoding.hidden, y)
     z = sample_normal(mean, std, generator)
-    log_q_y = encoding.log_q_y.gather(1, y.T).T
+    log_q_y = encoding.log_q_y.movedim(-1, 0).gather(0, y)
     if not config.pathwise_z:
         z = z.detach()
     log_q = log_q_y + normal_log_density(z, mean, std)
@@ -84,15 +86,17 @@ def _enumerated(
     log_q_y: Tensor,
     hidden: Tensor,
     config: TrainingConfig,
-    generator: torch.Generator,
+    generator: Source,
 ) -> Objective:
-    draws, n_clusters, batch = config.n_samples, model.n_clusters, len(x)
-    y = torch.arange(n_clusters, device=x.device).repeat(draws).unsqueeze(1).expand(-1, batch)
+    draws, n_clusters = config.n_samples, model.n_clusters
+    first = torch.arange(n_clusters, device=x.device).repeat(draws)
+    y = first.view(-1, *[1] * (x.ndim - 1)).expand(-1, *x.shape[:-1])
     mean, std = model.q_z(hidden, y)
     z = sample_normal(mean, std, generator)
-    log_q = log_q_y.T.repeat(draws, 1) + normal_log_density(z, mean, std)
-    log_weights = model.log_joint(x, y, z) - log_q
-    return enumerated_elbo(log_weights.unflatten(0, (draws, n_clusters)), log_q_y.T)
+    log_q_y = log_q_y.movedim(-1, 0)
+    log_q = log_q_y + normal_log_density(z, mean, std).unflatten(0, (draws, n_clusters))
+    log_weights = model.log_joint(x, y, z).unflatten(0, (draws, n_clusters)) - log_q
+    return enumerated_elbo(log_weights, log_q_y)
 
 
 def rows_at_once(model: NVISAModel, n_samples: int) -> int:

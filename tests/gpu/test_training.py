@@ -15,6 +15,8 @@ from training.export import to_onnx
 from training.fit import fit
 from training.loop import _build, _epoch_batches, _train_epoch, train
 from training.rows import MappedRows, fetch
+from training.stacked_loop import stacks, train_stacked
+from training.state import Run
 from training.update import Updates
 
 pytestmark = pytest.mark.gpu
@@ -192,3 +194,24 @@ def test_a_graph_can_be_left_out_of_a_resume(images, tmp_path):
     train(config(epochs=2), rows, spec, directory=tmp_path)
     resumed = train(config(cuda_graph=False), rows, spec, directory=tmp_path, resume=True)
     assert resumed.epoch == 4
+
+
+def test_stacked_restarts_equal_separate_ones(images):
+    changes = {
+        "n_clusters": 4,
+        "epochs": 3,
+        "epsilon_every": 2,
+        "hidden_sizes": (64, 64),
+        "precision": "float32",
+    }
+    configs = [TrainingConfig(**changes, seed=seed) for seed in range(3)]
+    rows, spec = torch.from_numpy(images).cuda(), describe(images)
+    assert stacks(configs[0], spec, rows.device)
+    stacked = train_stacked(configs, rows, spec, directories=[None] * 3)
+    for config, found in zip(configs, stacked, strict=True):
+        expected = train(config, rows, spec)
+        assert isinstance(found, Run)
+        assert found.score == pytest.approx(expected.score, rel=1e-3)
+        theirs = expected.tensors()
+        for name, value in found.tensors().items():
+            torch.testing.assert_close(value, theirs[name], rtol=1e-2, atol=1e-3)
