@@ -55,9 +55,7 @@ def main() -> None:
     kmeans = KMeans(10, n_init=10, random_state=0).fit_predict(load_digits().data)
     truth = load("digits", labels=True).labels
     assert truth is not None
-    baselines = (
-        f"the AE+GMM it started from {scores['start']['acc']:.3f}, KMeans {accuracy(truth, kmeans):.3f}"
-    )
+    baselines = f"its start {scores['start']['acc']:.3f}, KMeans {accuracy(truth, kmeans):.3f}"
     print(
         f"""
 NVISA on digits: {scores["n_rows"]} images, 10 clusters, {time.monotonic() - began:.0f} s in all
