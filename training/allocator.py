@@ -8,11 +8,11 @@ import sys
 # glibc's own names and its largest mmap threshold.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 LARGEST_KEPT = 32 << 20
-MOST_KEPT = 1 << 30
+MOST_KEPT = 128 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 1 GiB that it has freed, in blocks of at most 32 MiB.
+    """Let this process keep up to 128 MiB that it has freed, in blocks of at most 32 MiB.
 
     By default glibc returns blocks of a few MB to the system as they are freed; a training step on a CPU then
     spends a tenth of its time on page faults, getting the same tensors back. For a process whose only work is

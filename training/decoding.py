@@ -21,6 +21,8 @@ from training.densities import LOG_2PI
 CACHE_VALUES = 1 << 16
 # Samples of a row with less than this share of its largest weight are below the rounding of a float32 sum.
 NEGLIGIBLE = 2.0**-24
+# Numbers of samples that a backward pass may take.
+SIZES = 8
 
 # From x, the heads' outputs and ε, all ``(n, D)`` but ε, to the log-density ``(n,)``. The outputs are
 # overwritten, each with the derivative by it.
@@ -141,8 +143,11 @@ class _Decoded(torch.autograd.Function):
 def _weighty(grad: Tensor) -> Tensor:
     """Flat indices of the samples ``(M, B)`` whose gradient counts beside the largest of their row.
 
-    NaN counts, so that it reaches the parameters and is noticed.
+    NaN counts, so that it reaches the parameters and is noticed. Their number is rounded up, with samples that
+    do not count, to one of `SIZES`: matrix products are compiled for each size they meet, and kept.
     """
     size = grad.abs()
     negligible = (size <= NEGLIGIBLE * size.amax(0, keepdim=True)).flatten()
-    return negligible.logical_not_().nonzero().squeeze(1)
+    step = -(-len(negligible) // SIZES)
+    count = len(negligible) - int(negligible.sum())
+    return negligible.to(torch.uint8).argsort(stable=True)[: -(-count // step) * step]
