@@ -143,7 +143,7 @@ class _Decoded(torch.autograd.Function):
 def _weighty(grad: Tensor) -> Tensor:
     """Flat indices of the samples ``(M, B)`` whose gradient counts beside the largest of their row.
 
-    NaN counts, so that it reaches the parameters and is noticed. Their number is rounded up, with samples that
+    NaN counts, so that it reaches the parameters and is noticed. The number is rounded up, with samples that
     do not count, to one of `SIZES`: matrix products are compiled for each size they meet, and kept.
     """
     size = grad.abs()
