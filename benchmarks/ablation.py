@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def main() -> None:
         "score": "ACC, Hungarian",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {n: version(n) for n in ("nvisa", "torch", "scikit-learn", "umap-learn")},
-        "command": "python benchmarks/ablation.py " + " ".join(sys.argv[1:]).replace(options.data, name),
+        "command": "python benchmarks/ablation.py " + shlex.join(sys.argv[1:]).replace(options.data, name),
     }
     wanted = options.only or [*ROWS, *PEERS]
     initialise.responsibilities = remembered(responsibilities)
