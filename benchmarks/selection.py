@@ -22,7 +22,7 @@ from sklearn.model_selection import cross_val_score
 
 from training.data import load
 from training.embedding import components, embed
-from training.selection import mean_agreement
+from training.medoid import mean_agreement
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 2_000

@@ -86,7 +86,8 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
     fitted.save(settings.output)
     for index, restart in enumerate(fitted.restarts):
         chosen = "  <- chosen" if index == fitted.chosen and config.restarts > 1 else ""
-        outcome = restart.error or f"warm bound {restart.score:.3f} nats"
+        agreement = "" if restart.agreement is None else f"agrees {restart.agreement:.3f} with the others, "
+        outcome = restart.error or f"{agreement}warm bound {restart.score:.3f} nats"
         print(f"seed {restart.seed}: {outcome}, {restart.seconds:.0f} s{chosen}")
     print(f"run written to {settings.output}")
 

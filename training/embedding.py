@@ -10,8 +10,8 @@ from sklearn import config_context
 from sklearn.decomposition import PCA
 
 from training.config import TrainingConfig
+from training.medoid import mean_agreement
 from training.mixture import fit_mixture
-from training.selection import mean_agreement
 
 COMPONENTS = 50
 DIMENSIONS = 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,14 +18,15 @@ from training.data import check_fit
 from training.divergence import DivergedError
 from training.fitted import Fitted, RestartSummary, summarise
 from training.history import History
-from training.initialise import Start
+from training.initialise import Start, assign_rows
 from training.loop import train
+from training.medoid import mean_agreement
 from training.model import NVISAModel
 from training.precision import resolve_device
 from training.ranks import ALONE, World
 from training.rows import MappedRows, Rows, place
 from training.run import open_run
-from training.selection import choose
+from training.selection import SCORE_ROWS, choose
 from training.stacked_loop import GivenUp, stacks, train_stacked
 from training.state import Run
 from training.warm_start import WarmStart
@@ -148,8 +150,17 @@ def fit(
                 progress.say(f"given up: {error}")
     summaries = world.gather({index: summary for index, (_, summary) in outcomes.items()})
     histories = world.gather({i: run.history if run else History() for i, (run, _) in outcomes.items()})
-    chosen = choose([summaries[index].score for index in range(config.restarts)])
     world.together(lambda: _check_any(list(summaries.values())))
+    some = rows[:: -(-len(rows) // SCORE_ROWS)]
+    clusters = world.gather(
+        {i: assign_rows(run.model, some).cpu().numpy() for i, (run, _) in outcomes.items() if run is not None}
+    )
+    if len(clusters) > 1:
+        indices = sorted(clusters)  # one order on however many ranks, for sums of floats
+        agreements = mean_agreement([clusters[index] for index in indices])
+        for index, agreement in zip(indices, agreements, strict=True):
+            summaries[index] = replace(summaries[index], agreement=agreement)
+    chosen = choose([summaries[index] for index in range(config.restarts)])
     model, start = _hand_round(outcomes[chosen][0] if chosen in outcomes else None, config, spec, world)
     model = model.to(rows.device).eval()
     return Fitted(

@@ -32,7 +32,16 @@ _ARRAYS = ("sample", "typical", "mean_confidence")
 
 @dataclass(frozen=True)
 class RestartSummary:
-    """How one run went: its seed, label-free score (``-inf`` if it diverged), rollbacks, seconds, error."""
+    """How one run went.
+
+    Attributes
+    ----------
+    score
+        The warm bound (`training.selection.warm_bound`), nats a row; ``-inf`` if the run diverged.
+    agreement
+        Mean adjusted Rand index with the other restarts, by which one is chosen; ``None`` where there are no
+        others, or the run diverged.
+    """
 
     seed: int
     score: float
@@ -40,6 +49,7 @@ class RestartSummary:
     rollbacks: int
     seconds: float
     error: str | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from training.divergence import DivergedError
 from training.embedding import embed, responsibilities
 from training.initialise import Start, initialise_umap
 from training.loop import train
+from training.medoid import mean_agreement
 from training.model import NVISAModel
 from training.schedule import epoch_generator
-from training.selection import mean_agreement
 from training.step import batch_objective
 
 FEATURES = InputSpec(dtype="float32", shape=(6,), meaning="features")

@@ -124,13 +124,16 @@ def test_images_are_taken_as_bytes_of_any_shape():
         model.predict(x.astype(np.float32))
 
 
-def test_restarts_keep_all_scores_and_choose_the_best():
+def test_restarts_keep_all_scores_and_choose_the_medoid():
     x = load_iris().data
     model = NVISA(**QUICK | {"restarts": 3}).fit(x)
-    scores = [restart.score for restart in model.fitted_.restarts]
-    assert len(set(scores)) == 3
-    assert model.fitted_.chosen == int(np.argmax(scores))
+    assert len({restart.score for restart in model.fitted_.restarts}) == 3
+    agreements = [restart.agreement for restart in model.fitted_.restarts]
+    assert model.fitted_.chosen == int(np.argmax(agreements))
     assert [restart.seed for restart in model.fitted_.restarts] == [0, 1, 2]
+    runs = [NVISA(**QUICK | {"random_state": seed}).fit_predict(x) for seed in range(3)]
+    expected = [adjusted_rand_score(runs[0], runs[1]), adjusted_rand_score(runs[0], runs[2])]
+    assert agreements[0] == pytest.approx(np.mean(expected))
     alone = NVISA(**QUICK | {"random_state": model.fitted_.chosen}).fit(x)
     assert (alone.predict_proba(x) == model.predict_proba(x)).all(), "a restart equals its own separate run"
 

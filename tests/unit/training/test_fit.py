@@ -18,7 +18,7 @@ from training.config import TrainingConfig
 from training.divergence import DivergedError
 from training.draw import draw
 from training.fit import Silent, fit
-from training.fitted import FIT_FILE, Fitted
+from training.fitted import FIT_FILE, Fitted, RestartSummary
 from training.selection import choose
 
 SPEC = InputSpec(dtype="float32", shape=(3,), meaning="features")
@@ -46,8 +46,13 @@ def config(**changes) -> TrainingConfig:
     return TrainingConfig(**values | changes)
 
 
-def test_choose_takes_the_highest_and_never_a_diverged_run():
-    assert choose([-5.0, -3.0, -math.inf]) == 1
+def test_choose_takes_the_medoid_and_never_a_diverged_run():
+    def summary(agreement, error=None):
+        return RestartSummary(0, 0.0, 1, 0, 1.0, error, agreement)
+
+    assert choose([summary(0.5), summary(0.7), summary(0.7)]) == 1
+    assert choose([summary(None, "diverged"), summary(-0.1), summary(-0.2)]) == 1
+    assert choose([summary(None, "diverged"), summary(None)]) == 1
 
 
 class Listening(Silent):
