@@ -22,12 +22,9 @@ _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Write a table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return (
-        "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        .replace("| --- ", "|---")
-        .replace("--- |", "---|")
-    )
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    lines = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]]) + "\n"
 
 
 def ablation(result: dict[str, Any]) -> str:
