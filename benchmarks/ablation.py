@@ -70,7 +70,8 @@ def main() -> None:
     base = {"network": "mlp", "augment": False} if options.mlp else {}
     step = max(1, len(data.x) // options.rows) if options.rows else 1
     x, truth = np.ascontiguousarray(data.x[::step]), data.labels[::step]
-    name = Path(options.data).name
+    source = Path(options.data).name
+    name = source + (f"-{options.rows}" if options.rows else "")
     path = Path(__file__).parent / "results" / f"ablation-{name}.json"
     result = json.loads(path.read_text()) if path.exists() else {"runs": []}
     result |= {
@@ -78,7 +79,7 @@ def main() -> None:
         "score": "ACC, Hungarian",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {n: version(n) for n in ("nvisa", "torch", "scikit-learn", "umap-learn")},
-        "command": "python benchmarks/ablation.py " + shlex.join(sys.argv[1:]).replace(options.data, name),
+        "command": "python benchmarks/ablation.py " + shlex.join(sys.argv[1:]).replace(options.data, source),
     }
     wanted = options.only or [*ROWS, *PEERS]
     initialise.responsibilities = remembered(responsibilities)

@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("data", nargs="?", default="digits")
     parser.add_argument("--rows", type=int, help="so many evenly spread rows, as in the ablation")
     options = parser.parse_args()
-    name = Path(options.data).name
+    source = Path(options.data).name
+    name = source + (f"-{options.rows}" if options.rows else "")
     runs = [
         run
         for run in json.loads((RESULTS / f"ablation-{name}.json").read_text())["runs"]
@@ -71,7 +72,7 @@ def main() -> None:
         "runs": len(runs),
         "acc": {"mean": float(acc.mean()), "best": float(acc.max()), "least": float(acc.min())},
         "scores": table,
-        "command": f"python benchmarks/selection.py {name}"
+        "command": f"python benchmarks/selection.py {source}"
         + (f" --rows {options.rows}" if options.rows else ""),
     }
     (RESULTS / f"selection-{name}.json").write_text(json.dumps(result, indent=2) + "\n")
