@@ -78,7 +78,7 @@ def fit(
     progress: Progress | None = None,
     world: World = ALONE,
 ) -> Fitted:
-    """Fit ``config.restarts`` runs, with seeds ``seed, seed + 1, ...``, and keep the one that scores best.
+    """Fit ``config.restarts`` runs, with seeds ``seed, seed + 1, ...``, and keep their medoid.
 
     No label comes near this function.
 
@@ -151,15 +151,16 @@ def fit(
     summaries = world.gather({index: summary for index, (_, summary) in outcomes.items()})
     histories = world.gather({i: run.history if run else History() for i, (run, _) in outcomes.items()})
     world.together(lambda: _check_any(list(summaries.values())))
-    some = rows[:: -(-len(rows) // SCORE_ROWS)]
-    clusters = world.gather(
-        {i: assign_rows(run.model, some).cpu().numpy() for i, (run, _) in outcomes.items() if run is not None}
-    )
-    if len(clusters) > 1:
+    if config.restarts > 1:
+        some = rows[:: -(-len(rows) // SCORE_ROWS)]
+        own_clusters = {
+            i: assign_rows(run.model, some).cpu().numpy() for i, (run, _) in outcomes.items() if run
+        }
+        clusters = world.gather(own_clusters)
         indices = sorted(clusters)  # one order on however many ranks, for sums of floats
         agreements = mean_agreement([clusters[index] for index in indices])
         for index, agreement in zip(indices, agreements, strict=True):
-            summaries[index] = replace(summaries[index], agreement=agreement)
+            summaries[index] = replace(summaries[index], agreement=agreement if len(indices) > 1 else None)
     chosen = choose([summaries[index] for index in range(config.restarts)])
     model, start = _hand_round(outcomes[chosen][0] if chosen in outcomes else None, config, spec, world)
     model = model.to(rows.device).eval()
@@ -251,6 +252,6 @@ def _restart(
 def _outcome(config: TrainingConfig, run: Run | GivenUp) -> tuple[Run | None, RestartSummary]:
     if isinstance(run, GivenUp):
         return None, RestartSummary(config.seed, -math.inf, 0, 0, run.seconds, run.error)
-    # NaN has no place in a ranking.
+    # NaN has no place in a record.
     score = -math.inf if run.score is None or math.isnan(run.score) else run.score
     return run, RestartSummary(config.seed, score, run.epoch, run.rollbacks, run.seconds)

@@ -143,7 +143,7 @@ def advance(
 
 
 def complete_epoch(run: Run, record: Mapping[str, Any], rows: Rows, config: TrainingConfig) -> None:
-    """Count an epoch that went well, and take the selection score when it is due."""
+    """Count an epoch that went well, and take the warm bound when it is due."""
     run.epoch += 1
     if run.epoch == min(config.epsilon_every, config.total_epochs):
         run.score = warm_bound(run.model, rows, config)

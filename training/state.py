@@ -31,7 +31,7 @@ class Run:
     rollbacks
         Rollbacks so far.
     score
-        The label-free selection score (`training.selection.warm_bound`), once it was taken.
+        The warm bound (`training.selection.warm_bound`), once it was taken.
     start
         What the run started from, if not at random.
     anchors

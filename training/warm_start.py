@@ -13,7 +13,7 @@ from training.config import TrainingConfig
 from training.fitted import Fitted
 from training.model import NVISAModel
 from training.networks import network_for
-from training.rows import Rows, part_rows
+from training.rows import Rows, moments
 
 # What decides the shapes of the weights and what they mean; everything else may differ between two fits.
 ARCHITECTURE = ("n_clusters", "network", "decoder", "hidden_sizes", "latent_dim", "likelihood", "mean_field")
@@ -85,12 +85,6 @@ def drifted_features(model: NVISAModel, rows: Rows) -> list[int]:
     """
     if model.spec.dtype != "float32" or model.likelihood != "gaussian":
         return []
-    total = torch.zeros(model.spec.row_size, dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for part in rows.split(part_rows(rows.shape)):
-        x = model.preprocess(part.to(model.shift.device)).double().cpu()
-        total += x.sum(0)
-        squares += x.square().sum(0)
-    mean = total / len(rows)
-    std = (squares / len(rows) - mean.square()).clamp_min(0).sqrt()
-    return torch.nonzero((mean.abs() > DRIFT) | (std > DRIFT)).flatten().tolist()
+    mean, std = (values.to(model.shift.device) for values in moments(rows))
+    far = ((mean - model.shift) / model.scale).abs() > DRIFT
+    return torch.nonzero(far | (std / model.scale > DRIFT)).flatten().tolist()
