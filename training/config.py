@@ -68,7 +68,16 @@ class TrainingConfig(BaseModel):
     )
     epsilon_z: float = Field(1.0, gt=0, description="first lower bound of the std of q(z|y,x)")
     epsilon_factor: float = Field(0.5, gt=0, le=1, description="factor of both bounds a stage")
-    epsilon_every: int = Field(100, ge=1, description="length of an annealing stage in epochs")
+    epsilon_every: int = Field(
+        100, ge=1, description="length of an annealing stage in epochs; the longest, with stage_tolerance"
+    )
+    stage_tolerance: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="a stage ends before epsilon_every when the bound's latest gain is below this share of "
+        "its gain in the stage; epochs is then the most there are; 0: all stages are of one length",
+    )
     epsilon_floor: float = Field(1e-4, gt=0, description="least ε, as a share of the first")
     initialisation: Literal["umap", "gmm", "random"] = Field(
         "random",
@@ -129,6 +138,11 @@ class TrainingConfig(BaseModel):
             raise ValueError("objective nvil has no pathwise_z")
         if self.restart_mode == "stacked" and "conv" in (self.network, self.decoder):
             raise ValueError("restart_mode stacked needs network mlp and decoder mlp: use sequential or auto")
+        if self.restart_mode == "stacked" and self.stage_tolerance > 0:
+            raise ValueError(
+                "restart_mode stacked needs stages of one length, and with stage_tolerance each restart ends "
+                "its own: use sequential or auto, or stage_tolerance 0"
+            )
         if isinstance(self.epsilon_x, float) and self.epsilon_x <= 0:
             raise ValueError("epsilon_x must be positive or 'auto'")
         if self.epochs is None and self.epsilon_factor == 1:
@@ -142,9 +156,21 @@ class TrainingConfig(BaseModel):
 
     @property
     def total_epochs(self) -> int:
-        """Epochs to run: ``epochs``, or until ε has spent one stage at its floor."""
-        if self.epochs is not None:
-            return self.epochs
+        """Epochs to run: ``epochs``, or until ε has spent one stage at its floor.
+
+        With ``stage_tolerance`` the most there can be: see `training.annealing.epochs_left`.
+        """
+        return self.scheduled_epochs if self.epochs is None else self.epochs
+
+    @property
+    def scheduled_epochs(self) -> int:
+        """Epochs until ε has spent one stage at its floor, all stages being as long as they may.
+
+        Raises
+        ------
+        ValueError
+            If ε never gets there (``epsilon_factor`` 1).
+        """
         to_floor = epochs_to_floor(1.0, self.epsilon_factor, self.epsilon_every, self.epsilon_floor)
         return to_floor + self.epsilon_every
 

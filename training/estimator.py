@@ -32,7 +32,8 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
     n_clusters
         Number of clusters K.
     epochs
-        Epochs of joint training; ``None`` for the annealing schedule's own length.
+        Epochs of joint training, at most with ``stage_tolerance``; ``None`` for the annealing schedule's
+        own length.
     initialisation
         ``"umap"``: Gaussian mixture on a UMAP embedding; ``"gmm"``: on an autoencoder's codes; ``"random"``.
     epsilon_x
@@ -91,6 +92,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         epsilon_z: float = 1.0,
         epsilon_factor: float = 0.5,
         epsilon_every: int = 10,
+        stage_tolerance: float = 0.0,
         epsilon_floor: float = 0.25,
         initialisation: str = "umap",
         n_neighbors: int = 20,
@@ -130,6 +132,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.epsilon_z = epsilon_z
         self.epsilon_factor = epsilon_factor
         self.epsilon_every = epsilon_every
+        self.stage_tolerance = stage_tolerance
         self.epsilon_floor = epsilon_floor
         self.initialisation = initialisation
         self.n_neighbors = n_neighbors

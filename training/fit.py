@@ -40,13 +40,13 @@ class Progress(Protocol):
         """Take a message."""
 
     def restart(self, index: int, total: int, epochs: int) -> None:
-        """Learn that restart ``index`` of ``total`` begins, to run for ``epochs``."""
+        """Learn that restart ``index`` of ``total`` begins, to run for at most ``epochs``."""
 
     def stack(self, indices: Sequence[int], total: int, epochs: int) -> None:
         """Learn that restarts ``indices`` of ``total`` begin, all at once."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Take an epoch's record, of a stack the mean of its runs'."""
+        """Take an epoch's record, of a stack the mean of its runs', and the ``epochs_left`` at most."""
 
 
 class Silent:

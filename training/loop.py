@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.bundle import InputSpec
-from training.annealing import halving
+from training.annealing import epochs_left, epsilons, learning_rate, scheduled_epoch
 from training.config import TrainingConfig
 from training.divergence import DivergedError, trouble
 from training.initialise import assign_rows, initialise_gmm, initialise_umap, start_at
@@ -43,7 +43,7 @@ def train(
     say: Say = lambda _: None,
     on_epoch: OnEpoch = lambda _: None,
 ) -> Run:
-    """Train one run on ``rows`` to ``config.total_epochs``.
+    """Train one run on ``rows`` to ``config.total_epochs``, or until its last stage has converged.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ def train(
     warm_start
         Weights to begin with, in place of ``config.initialisation``.
     say, on_epoch
-        Called with messages for a person, and with each epoch's record.
+        Called with messages for a person, and with each epoch's record and ``epochs_left``, how many more
+        there can be.
 
     Raises
     ------
@@ -115,13 +116,13 @@ def advance(
     say: Say = lambda _: None,
     on_epoch: OnEpoch = lambda _: None,
 ) -> None:
-    """Train a run to epoch ``until``; parameters and errors as for `train`."""
+    """Train a run to epoch ``until`` at most; parameters and errors as for `train`."""
     checkpoint = directory / CHECKPOINT_FILE if directory is not None else None
     saved = time.monotonic()
     began = saved - run.seconds
     good = {name: value.clone() for name, value in run.tensors().items()}
     updates = Updates(run, config)
-    while run.epoch < until:
+    while run.epoch < until and epochs_left(config, run.bounds) > 0:
         record = _train_epoch(run, rows, config, updates)
         if (wrong := trouble(record["bound"], run.history)) is not None:
             _roll_back(run, good, wrong, say)
@@ -133,9 +134,9 @@ def advance(
                 good[name].copy_(value)
             else:
                 good[name] = value.clone()
-        on_epoch(record)
-        last = run.epoch == config.total_epochs
-        if checkpoint is not None and (last or time.monotonic() - saved >= config.checkpoint_seconds):
+        left = epochs_left(config, run.bounds)
+        on_epoch({**record, "epochs_left": left})
+        if checkpoint is not None and (left == 0 or time.monotonic() - saved >= config.checkpoint_seconds):
             save_run(run, checkpoint, config)
             saved = time.monotonic()
     if config.total_epochs == 0 and run.score is None:
@@ -144,16 +145,12 @@ def advance(
 
 def complete_epoch(run: Run, record: Mapping[str, Any], rows: Rows, config: TrainingConfig) -> None:
     """Count an epoch that went well, and take the warm bound when it is due."""
+    first_stage = scheduled_epoch(config, run.bounds) < config.epsilon_every
     run.epoch += 1
-    if run.epoch == min(config.epsilon_every, config.total_epochs):
-        run.score = warm_bound(run.model, rows, config)
     run.history.append(record)
-
-
-def epsilons(config: TrainingConfig, epoch: int, first_x: float) -> tuple[float, float]:
-    """(ε_x, ε_z) of an epoch, ``first_x`` being ε_x of epoch 0."""
-    share = halving(epoch, 1.0, config.epsilon_factor, config.epsilon_every, config.epsilon_floor)
-    return first_x * share, config.epsilon_z * share
+    first_stage_ended = first_stage and scheduled_epoch(config, run.bounds) >= config.epsilon_every
+    if first_stage_ended or (first_stage and run.epoch == config.total_epochs):
+        run.score = warm_bound(run.model, rows, config)
 
 
 def _build(config: TrainingConfig, rows: Rows, spec: InputSpec, warm_start: WarmStart | None = None) -> Run:
@@ -229,15 +226,14 @@ def _go_on_from(run: Run, rows: Rows, say: Say) -> None:
 def _train_epoch(run: Run, rows: Rows, config: TrainingConfig, updates: Updates) -> dict[str, Any]:
     """One epoch; the host waits for the device at its ends alone."""
     began = time.perf_counter()
-    epsilon_x, epsilon_z = epsilons(config, run.epoch, float(run.model.first_epsilon_x))
+    scheduled = scheduled_epoch(config, run.bounds)
+    epsilon_x, epsilon_z = epsilons(config, scheduled, float(run.model.first_epsilon_x))
     run.model.epsilon_x.fill_(epsilon_x)
     run.model.epsilon_z.fill_(epsilon_z)
-    rate = run.rate_scale * halving(
-        run.epoch, config.learning_rate, config.learning_rate_factor, config.learning_rate_every
-    )
+    rate = run.rate_scale * learning_rate(config, scheduled)
     for group in run.optimiser.param_groups:
         group["lr"].fill_(rate)
-    if config.anchor > 0 and run.epoch % config.epsilon_every == 0 and has_clusters(run):
+    if config.anchor > 0 and scheduled % config.epsilon_every == 0 and has_clusters(run):
         run.anchors = assign_rows(run.model, rows)
     updates.begin(run.epoch)
     updates.take(_epoch_batches(rows, run.anchors, config, updates.generator))

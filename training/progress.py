@@ -54,6 +54,7 @@ class TerminalProgress:
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Show an epoch's record."""
         done = record["epoch"] + 1
+        self._epochs = done + record["epochs_left"]  # fewer than at first, once a stage has converged early
         shown = (
             f"bound {record['bound']:.2f}, epsilon_x {record['epsilon_x']:.3g}, "
             f"effective clusters {record['effective_clusters']:.1f}"
@@ -65,7 +66,7 @@ class TerminalProgress:
                 self._bar.initial = self._first  # epochs of an earlier process say nothing of the speed
         self._done = done
         if self._bar is not None:
-            self._bar.n = done
+            self._bar.n, self._bar.total = done, self._epochs
             self._bar.set_postfix_str(shown)
             return
         self._spent += record["seconds"]

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from serving.bundle import InputSpec
-from training.annealing import halving
+from training.annealing import epsilons, learning_rate
 from training.config import TrainingConfig
 from training.divergence import DivergedError, trouble
 from training.initialise import assign_rows
-from training.loop import OnEpoch, advance, begin, complete_epoch, epsilons, has_clusters
+from training.loop import OnEpoch, advance, begin, complete_epoch, has_clusters
 from training.networks import network_for
 from training.precision import matrix_products
 from training.schedule import batches, epoch_generator
@@ -45,6 +45,8 @@ class GivenUp:
 def stacks(config: TrainingConfig, spec: InputSpec, device: torch.device) -> bool:
     """Whether the restarts of a fit train at once (``restart_mode``).
 
+    Those whose stages end as their own bounds converge do not: a stack has one ε and one learning rate.
+
     Raises
     ------
     ValueError
@@ -57,7 +59,7 @@ def stacks(config: TrainingConfig, spec: InputSpec, device: torch.device) -> boo
             "give network mlp, or use restart_mode sequential or auto"
         )
     if config.restart_mode == "auto":
-        return not convolves and device.type == "cuda"
+        return not convolves and device.type == "cuda" and config.stage_tolerance == 0
     return config.restart_mode == "stacked"
 
 
@@ -173,7 +175,7 @@ def _advance_together(
         for run in stack.runs:
             run.seconds += (time.monotonic() - began) / len(stack.runs)
         if healthy:
-            on_epoch(_mean(healthy))
+            on_epoch({**_mean(healthy), "epochs_left": stack.configs[0].total_epochs - epoch})
         if not wrong:
             stack.keep()
             if epoch < until and time.monotonic() - saved >= stack.configs[0].checkpoint_seconds:
@@ -205,7 +207,7 @@ def _train_epoch(stack: Stack, rows: Tensor) -> list[dict[str, Any]]:
     for model in (stack.model, *(run.model for run in stack.runs)):
         model.epsilon_x.fill_(epsilon_x)
         model.epsilon_z.fill_(epsilon_z)
-    rate = halving(first.epoch, config.learning_rate, config.learning_rate_factor, config.learning_rate_every)
+    rate = learning_rate(config, first.epoch)
     for group in stack.optimiser.param_groups:
         group["lr"].fill_(rate)
     if config.anchor > 0 and first.epoch % config.epsilon_every == 0 and has_clusters(first):

@@ -52,6 +52,11 @@ class Run:
     seconds: float = 0.0
     history: History = field(default_factory=History)
 
+    @property
+    def bounds(self) -> list[float]:
+        """Bounds of the epochs done, nats a row: of these the schedules are functions."""
+        return [record["bound"] for record in self.history]
+
     def tensors(self) -> dict[str, Tensor]:
         """All that is needed to go on: parameters, buffers, Adam's moments."""
         found = {f"model.{name}": value for name, value in self.model.state_dict().items()}

@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.checkpoint import load_tensors
+from training.checkpoint import load_tensors, read_json
 
 FIT = [sys.executable, "-m", "training.cli", "fit"]
 SETTINGS = [
     "--clusters", "3", "--epochs", "80", "--hidden-sizes", "16", "--latent-dim", "2",
     "--pretrain-epochs", "2", "--gmm-starts", "1", "--checkpoint-seconds", "0", "--restarts", "2",
 ]  # fmt: skip
+
+# Each restart ends its stages by itself, and with the last of them its epochs.
+OWN_STAGES = ["--stage-tolerance", "0.1", "--epsilon-every", "40"]
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +45,20 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, sign):
+@pytest.mark.parametrize(
+    ("sign", "more"),
+    [(signal.SIGKILL, []), (signal.SIGINT, []), (signal.SIGKILL, OWN_STAGES)],
+    ids=["SIGKILL", "SIGINT", "SIGKILL, stages until converged"],
+)
+def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, sign, more):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run(str(data), *SETTINGS, "--output", str(whole))
+    settings = [*SETTINGS, *more]
+    run(str(data), *settings, "--output", str(whole))
+    epochs = [restart["epochs"] for restart in read_json(whole / "fit.json")["restarts"]]
+    assert all((each < 80) == bool(more) for each in epochs)
 
     process = subprocess.Popen(
-        [*FIT, str(data), *SETTINGS, "--output", str(broken)],
+        [*FIT, str(data), *settings, "--output", str(broken)],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -62,8 +72,8 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, sign):
         assert process.returncode == 130
         assert "go on with --resume" in error
 
-    said = run(str(data), *SETTINGS, "--output", str(broken), "--resume")
-    assert "restart 1/2: resumed at epoch 80" in said
+    said = run(str(data), *settings, "--output", str(broken), "--resume")
+    assert f"restart 1/2: resumed at epoch {epochs[0]}\n" in said
     assert "restart 2/2: resumed at epoch" in said
     expected, _ = load_tensors(whole / "model.safetensors")
     found, _ = load_tensors(broken / "model.safetensors")

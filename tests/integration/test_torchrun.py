@@ -20,6 +20,7 @@ SETTINGS = [
     "--clusters", "3", "--epochs", "4", "--hidden-sizes", "8", "--latent-dim", "2", "--pretrain-epochs", "2",
     "--gmm-starts", "1", "--checkpoint-seconds", "0", "--restarts", "3", "--device", "cpu",
 ]  # fmt: skip
+OWN_STAGES = ["--epochs", "90", "--stage-tolerance", "0.1", "--epsilon-every", "40"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -64,6 +65,19 @@ def test_two_ranks_write_what_one_process_writes(data, spread, tmp_path):
     ours, theirs = (json.loads((top / "fit.json").read_text()) for top in (spread, alone))
     assert without_time(ours) == without_time(theirs)
     assert [restart["seed"] for restart in ours["restarts"]] == [0, 1, 2]
+
+
+def test_ranks_end_their_stages_as_one_process_does(data, tmp_path):
+    found = {}
+    for name, launcher in (("spread", TORCHRUN), ("alone", [sys.executable])):
+        output = ["--output", str(tmp_path / name)]
+        done = run([*launcher, *FIT, str(data), *SETTINGS, *OWN_STAGES, *output])
+        assert done.returncode == 0, done.stderr
+        found[name] = without_time(json.loads((tmp_path / name / "fit.json").read_text()))
+    assert found["spread"] == found["alone"]
+    epochs = [restart["epochs"] for restart in found["alone"]["restarts"]]
+    assert max(epochs) < 90
+    assert len(set(epochs)) > 1, "each restart has stages of its own"
 
 
 def test_what_rank_0_alone_finds_wrong_ends_both_and_is_said_once(data, spread):

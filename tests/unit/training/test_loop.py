@@ -11,6 +11,7 @@ import torch
 
 from serving.bundle import InputSpec
 from training import loop
+from training.annealing import scheduled_epoch
 from training.checkpoint import CheckpointError, load_tensors, save_tensors
 from training.config import TrainingConfig
 from training.divergence import DivergedError
@@ -67,6 +68,84 @@ def test_resume_is_exact(rows, tmp_path, initialisation, changes):
     without_time = [{k: v for k, v in record.items() if k != "seconds"} for record in whole.history]
     read = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [{k: v for k, v in record.items() if k != "seconds"} for record in read] == without_time
+
+
+# Nothing bounds ``epochs`` here: each stage ends as its bound converges.
+OWN_STAGES = {
+    "epochs": None,
+    "epsilon_every": 12,
+    "stage_tolerance": 0.2,
+    "epsilon_floor": 0.25,
+    "learning_rate_every": 12,
+    "initialisation": "gmm",
+    "anchor": 1.0,
+}
+
+
+def kill_after(monkeypatch, epochs: int) -> None:
+    """Let the process die within the epoch after so many."""
+    real = loop._train_epoch
+
+    def mortal(run, *arguments):
+        record = real(run, *arguments)
+        if run.epoch == epochs:
+            raise KeyboardInterrupt
+        return record
+
+    monkeypatch.setattr(loop, "_train_epoch", mortal)
+
+
+def test_stages_end_as_their_bounds_converge(rows, monkeypatch):
+    anchored, real = [], loop.assign_rows
+    monkeypatch.setattr(loop, "assign_rows", lambda *arguments: anchored.append(1) or real(*arguments))
+    seen = []
+    run = train(config(**OWN_STAGES), rows, SPEC, on_epoch=seen.append)
+    places = [scheduled_epoch(config(**OWN_STAGES), run.bounds[:done]) for done in range(run.epoch)]
+    stages = [place // 12 for place in places]
+    assert run.epoch < 30, "of 36"
+    assert [record["epsilon_z"] for record in run.history] == [0.5**stage for stage in stages]
+    assert [record["learning_rate"] for record in run.history] == [1e-3 * 0.5**stage for stage in stages]
+    assert set(stages) == {0, 1, 2}
+    assert len(anchored) == 3, "anew at the beginning of each stage"
+    assert [record["epoch"] for record in seen] == list(range(run.epoch))
+    assert [record["epochs_left"] for record in seen] == [36 - place for place in places[1:]] + [0]
+    first = stages.count(0)
+    short = train(config(**OWN_STAGES | {"epochs": first}), rows, SPEC)
+    assert short.epoch == first
+    assert short.score == run.score, "taken at the end of the first stage"
+
+
+@pytest.mark.parametrize("killed", [1, 6, 7, 8, 13])
+def test_resume_is_exact_though_stages_end_by_themselves(rows, tmp_path, killed):
+    whole = train(config(**OWN_STAGES), rows, SPEC)
+    assert killed < whole.epoch
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        kill_after(patch, killed)
+        train(config(**OWN_STAGES), rows, SPEC, directory=tmp_path)
+    resumed = train(config(**OWN_STAGES), rows, SPEC, directory=tmp_path, resume=True)
+    assert_same(weights(whole), weights(resumed))
+    assert (whole.score, whole.bounds) == (resumed.score, resumed.bounds)
+    again = train(config(**OWN_STAGES), rows, SPEC, directory=tmp_path, resume=True)
+    assert again.epoch == whole.epoch, "a run that is done has nothing to add"
+
+
+def test_a_rolled_back_epoch_counts_in_no_stage(rows, monkeypatch):
+    real, calls = loop._train_epoch, []
+
+    def poisoned(run, *arguments):
+        calls.append(run.epoch)
+        record = real(run, *arguments)
+        return record | {"bound": math.nan} if len(calls) == 5 else record
+
+    monkeypatch.setattr(loop, "_train_epoch", poisoned)
+    run = train(config(**OWN_STAGES), rows, SPEC)
+    assert calls[:7] == [0, 1, 2, 3, 4, 4, 5]
+    assert run.rollbacks == 1
+    assert len(run.history) == run.epoch == len(calls) - 1
+    assert all(math.isfinite(bound) for bound in run.bounds)
+    for done, record in enumerate(run.history):
+        stage = scheduled_epoch(config(**OWN_STAGES), run.bounds[:done]) // 12
+        assert record["epsilon_z"] == 0.5**stage
 
 
 def test_history_past_the_checkpoint_is_dropped(rows, tmp_path):

@@ -89,6 +89,7 @@ def test_each_run_equals_its_own_separate_run(images, changes):
     assert [record["epoch"] for record in seen] == [0, 1, 2, 3], (
         "the stack as a whole tells of each epoch once"
     )
+    assert [record["epochs_left"] for record in seen] == [3, 2, 1, 0]
     mean = np.mean([run.history[3]["bound"] for run in alone])
     assert seen[3]["bound"] == pytest.approx(mean, abs=1e-2)
     with pytest.raises(AssertionError):
@@ -189,6 +190,12 @@ def test_auto_stacks_small_networks_on_a_gpu_alone():
     assert not stacks(config.model_copy(update={"network": "conv"}), IMAGES, cuda)
     assert not stacks(config.model_copy(update={"restart_mode": "sequential"}), IMAGES, cuda)
     assert stacks(config.model_copy(update={"restart_mode": "stacked"}), IMAGES, cpu)
+
+
+def test_runs_whose_stages_end_by_themselves_share_no_schedule():
+    assert not stacks(configs(stage_tolerance=0.1)[0], IMAGES, torch.device("cuda"))
+    with pytest.raises(ValueError, match="with stage_tolerance each restart ends its own"):
+        configs(stage_tolerance=0.1, restart_mode="stacked")
 
 
 def test_auto_is_the_network_it_stands_for():
