@@ -51,6 +51,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "score function for z": {"pathwise_z": False},
     "entropy guard": {"balance": 1.0},
     "ε to 1/16": {"epsilon_floor": 0.0625},
+    "stages until converged": {"stage_tolerance": 0.1},
     "no joint training": {"epochs": 0},
     "enumerated ELBO": {"objective": "elbo"},
     "mean-field q": {"mean_field": True},
@@ -96,6 +97,7 @@ def main() -> None:
             run = {"row": row, "seed": seed, "seconds": round(time.perf_counter() - began, 1)}
             clusters = probabilities(fitted.model, x).argmax(1)
             run |= {"acc": accuracy(truth, clusters), "warm_bound": fitted.restarts[0].score}
+            run["epochs"] = fitted.restarts[0].epochs
             run["clusters"] = "".join(map(str, clusters))  # a digit each: benchmarks/selection.py reads them
             if fitted.start is not None:
                 run["acc_of_start"] = accuracy(truth, fitted.start.predict(fitted.model, x))

@@ -1,10 +1,10 @@
 """Schedules: the std lower bounds ε and the learning rate (paper §II-D), pure functions of the epoch.
 
 Where stages end as their bounds converge (``stage_tolerance``), of the bounds so far too. A stage that has
-converged skips the rest of its epochs: the next one trained is *scheduled* as the first of the next stage. All
-that has a schedule (ε, the learning rate, anchors taken anew at each stage) goes by the scheduled epoch, so that
-a learning rate halved with every stage still is. Nothing else is remembered: a run that was resumed or rolled
-back has the bounds, and hence the schedule, of one that was not.
+converged skips the rest of its epochs: the next one trained is *scheduled* as the first of the next stage.
+All that has a schedule (ε, the learning rate, anchors taken anew at each stage) goes by the scheduled epoch,
+so that a learning rate halved with every stage still is. Nothing else is remembered: a run that was resumed
+or rolled back has the bounds, and hence the schedule, of one that was not.
 """
 
 from __future__ import annotations
@@ -63,11 +63,10 @@ def converged(bounds: Sequence[float], tolerance: float, window: int) -> bool:
 
     A share of the stage's own gain has no unit: the bound's zero and size depend on the data's scale, the
     number of features and ε, so no number of nats means the same for two data sets. Medians of several
-    epochs, because one epoch's bound is a mean over random samples and steps: an outlier moves nothing, neither
-    does the dip right after ε was lowered, and a rise has to be seen above the noise of the epochs to prolong a
-    stage. A bound that falls, or only wobbles,
-    ends it as well: then the latest gain is negative within few epochs, and no noise level need be estimated
-    from so few numbers.
+    epochs, because one epoch's bound is a mean over random samples and steps: an outlier moves nothing, nor
+    does the dip right after ε was lowered, and a rise has to be seen above the noise of the epochs to prolong
+    a stage. A bound that falls or only wobbles ends it as well: the latest gain is then negative within few
+    epochs, and no level of noise need be estimated from so few numbers.
 
     Parameters
     ----------

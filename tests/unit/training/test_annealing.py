@@ -75,8 +75,8 @@ def test_a_steady_rise_lasts_the_longest_a_stage_may():
 
 
 def test_a_rise_that_levels_off_ends_its_stage_there():
-    """By hand, window 3: of 100 exp(-t/2), medians at epochs t - 1 and t - 4, until t = 9."""
-    for t, ends in ((7, False), (8, False), (9, True)):
+    """By hand, window 3: of 100 exp(-t/2), medians at epochs t - 1 and t - 4, until t = 10."""
+    for t, ends in ((8, False), (9, False), (10, True)):
         latest = 100 * (np.exp(-(t - 4) / 2) - np.exp(-(t - 1) / 2))
         so_far = 100 * (np.exp(-1 / 2) - np.exp(-(t - 1) / 2))
         assert (latest <= 0.1 * so_far) == ends

@@ -119,9 +119,10 @@ def test_stages_end_as_their_bounds_converge(rows, monkeypatch):
 def test_resume_is_exact_though_stages_end_by_themselves(rows, tmp_path, killed):
     whole = train(config(**OWN_STAGES), rows, SPEC)
     assert killed < whole.epoch
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         kill_after(patch, killed)
-        train(config(**OWN_STAGES), rows, SPEC, directory=tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(**OWN_STAGES), rows, SPEC, directory=tmp_path)
     resumed = train(config(**OWN_STAGES), rows, SPEC, directory=tmp_path, resume=True)
     assert_same(weights(whole), weights(resumed))
     assert (whole.score, whole.bounds) == (resumed.score, resumed.bounds)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import re
 
-import pytest
-
 from training import progress
 from training.progress import TerminalProgress
 
@@ -32,7 +30,14 @@ def show(stream: io.StringIO) -> str:
 def test_epochs_and_time_left_follow_the_stages(monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     lines = show(io.StringIO()).splitlines()
-    assert [re.match(r"epoch (\d+/\d+)", line)[1] for line in lines] == ["1/9", "2/9", "3/6", "4/6", "5/6", "6/6"]
+    assert [re.match(r"epoch (\d+/\d+)", line)[1] for line in lines] == [
+        "1/9",
+        "2/9",
+        "3/6",
+        "4/6",
+        "5/6",
+        "6/6",
+    ]
     assert [re.search(r"(\d+) s left", line)[1] for line in lines] == ["16", "14", "6", "4", "2", "0"]
 
 
