@@ -21,7 +21,7 @@ SETTINGS = [
 ]  # fmt: skip
 
 # Each restart ends its stages by itself, and with the last of them its epochs.
-OWN_STAGES = ["--stage-tolerance", "0.1", "--epsilon-every", "40"]
+OWN_STAGES = ["--stage-tolerance", "0.3", "--epsilon-every", "40"]
 
 
 @pytest.fixture(scope="module")

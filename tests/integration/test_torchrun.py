@@ -20,7 +20,7 @@ SETTINGS = [
     "--clusters", "3", "--epochs", "4", "--hidden-sizes", "8", "--latent-dim", "2", "--pretrain-epochs", "2",
     "--gmm-starts", "1", "--checkpoint-seconds", "0", "--restarts", "3", "--device", "cpu",
 ]  # fmt: skip
-OWN_STAGES = ["--epochs", "90", "--stage-tolerance", "0.1", "--epsilon-every", "40"]
+OWN_STAGES = ["--epochs", "90", "--stage-tolerance", "0.3", "--epsilon-every", "40"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 

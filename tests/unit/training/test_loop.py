@@ -74,7 +74,7 @@ def test_resume_is_exact(rows, tmp_path, initialisation, changes):
 OWN_STAGES = {
     "epochs": None,
     "epsilon_every": 12,
-    "stage_tolerance": 0.2,
+    "stage_tolerance": 0.5,
     "epsilon_floor": 0.25,
     "learning_rate_every": 12,
     "initialisation": "gmm",
