@@ -85,7 +85,7 @@ async def answer_stream(
     """
     window, writing = Window(MOST_MESSAGES, most_bytes), asyncio.Lock()
 
-    async def answer(index: int, request: pb.AssignRequest | Undecodable) -> None:
+    async def answer(index: int, request: pb.AssignStreamRequest | Undecodable) -> None:
         reply = await _reply(index, request, assign)
         async with writing:
             await context.write(reply)
@@ -112,11 +112,11 @@ async def answer_stream(
 
 
 async def _reply(
-    index: int, request: pb.AssignRequest | Undecodable, assign: Assign
+    index: int, request: pb.AssignStreamRequest | Undecodable, assign: Assign
 ) -> pb.AssignStreamResponse:
     request_id = ""
     try:
-        message = decoded(request, METHOD)
+        message = decoded(request, METHOD).request
         request_id = message.request_id
         return pb.AssignStreamResponse(index=index, request_id=request_id, response=await assign(message))
     except Exception as error:

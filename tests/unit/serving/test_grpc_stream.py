@@ -22,7 +22,7 @@ CODE = grpc.StatusCode
 def request(x=None, **fields):
     x = random_rows(3) if x is None else x
     tensor = pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=x.shape, data=x.tobytes())
-    return pb.AssignRequest(**{"model_name": "toy", "input": tensor} | fields)
+    return pb.AssignStreamRequest(request={"model_name": "toy", "input": tensor} | fields)
 
 
 def clusters(x):
@@ -134,7 +134,7 @@ async def test_a_full_queue_holds_the_stream_back_and_loses_nothing(repository):
         refused = None
         while refused is None:
             try:
-                await ClusterServiceStub(channel).Assign(request(random_rows(8)), timeout=0.2)
+                await ClusterServiceStub(channel).Assign(request(random_rows(8)).request, timeout=0.2)
             except grpc.aio.AioRpcError as error:
                 refused = error if error.code() is CODE.RESOURCE_EXHAUSTED else None
         engine.gate.set()
@@ -177,7 +177,7 @@ async def test_rows_of_a_caller_that_leaves_never_reach_the_model(repository):
         while waiting():
             await asyncio.sleep(0.001)
         engine.gate.set()
-        assert (await ClusterServiceStub(channel).Assign(request())).clusters_data
+        assert (await ClusterServiceStub(channel).Assign(request().request)).clusters_data
         dropped = server.metrics.registry.get_sample_value(
             "nvisa_dropped_rows_total", {"model": "toy", "version": "2", "reason": "cancelled"}
         )

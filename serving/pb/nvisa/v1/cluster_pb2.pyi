@@ -85,6 +85,12 @@ class AssignResponse(_message.Message):
     novelty_data: bytes
     def __init__(self, request_id: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., clusters: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., clusters_data: _Optional[bytes] = ..., confidences_data: _Optional[bytes] = ..., probabilities_data: _Optional[bytes] = ..., n_clusters: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., novelty: _Optional[_Iterable[float]] = ..., novelty_data: _Optional[bytes] = ...) -> None: ...
 
+class AssignStreamRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: AssignRequest
+    def __init__(self, request: _Optional[_Union[AssignRequest, _Mapping]] = ...) -> None: ...
+
 class AssignStreamResponse(_message.Message):
     __slots__ = ("index", "request_id", "response", "error")
     INDEX_FIELD_NUMBER: _ClassVar[int]

@@ -41,7 +41,7 @@ class ClusterServiceStub:
                 _registered_method=True)
         self.AssignStream = channel.stream_stream(
                 '/nvisa.v1.ClusterService/AssignStream',
-                request_serializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignRequest.SerializeToString,
+                request_serializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamRequest.SerializeToString,
                 response_deserializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
@@ -101,7 +101,7 @@ def add_ClusterServiceServicer_to_server(servicer, server):
             ),
             'AssignStream': grpc.stream_stream_rpc_method_handler(
                     servicer.AssignStream,
-                    request_deserializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignRequest.FromString,
+                    request_deserializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamRequest.FromString,
                     response_serializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
@@ -167,7 +167,7 @@ class ClusterService:
             request_iterator,
             target,
             '/nvisa.v1.ClusterService/AssignStream',
-            serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignRequest.SerializeToString,
+            serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamRequest.SerializeToString,
             serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamResponse.FromString,
             options,
             channel_credentials,
