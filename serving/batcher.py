@@ -22,6 +22,9 @@ from serving.inference import Batch, InferenceThreads
 from serving.limits import BatchLimits
 from serving.metrics import ModelMetrics
 
+# How often a caller that waits for room looks again.
+_ROOM_POLL_SECONDS = 0.05
+
 
 class Batcher:
     """Batches calls for one engine. Create it inside a running event loop.
@@ -62,7 +65,9 @@ class Batcher:
         metrics.watch_queue(lambda: self._queue.rows)
         self.task = self._loop.create_task(self._own_queue(), name=f"batcher of {name}")
 
-    async def assign(self, x: np.ndarray, *, deadline_ns: int | None = None) -> Answer:
+    async def assign(
+        self, x: np.ndarray, *, deadline_ns: int | None = None, wait_for_room: bool = False
+    ) -> Answer:
         """Assign the rows of ``x``, ``(n_rows, *row_shape)``, and wait for the answer.
 
         Parameters
@@ -71,6 +76,8 @@ class Batcher:
             At least one row.
         deadline_ns
             On `time.perf_counter_ns`'s clock; a call still waiting then is not computed.
+        wait_for_room
+            Wait while the queue is full, for callers that send no more meanwhile.
 
         Raises
         ------
@@ -85,9 +92,16 @@ class Batcher:
         Exception
             Whatever the engine raised.
         """
+        while (overload := self._overload(len(x))) is not None:
+            if not wait_for_room:
+                self._metrics.dropped["overload"].inc(len(x))
+                raise overload
+            if deadline_ns is not None and time.perf_counter_ns() >= deadline_ns:
+                self._metrics.dropped["expired"].inc(len(x))
+                raise DeadlinePassed("the deadline passed while the call waited for room in the queue")
+            await asyncio.sleep(min(overload.retry_after, _ROOM_POLL_SECONDS))
         if self._closed:
             raise _closed_error()
-        self._refuse_overload(len(x))
         call = Call(x, self._loop.create_future(), deadline_ns, arrived_ns=time.perf_counter_ns())
         self._queue.put(call)
         self._idle.clear()
@@ -110,16 +124,16 @@ class Batcher:
             self.task.cancel()
             self._threads.stop()
 
-    def _refuse_overload(self, rows: int) -> None:
+    def _overload(self, rows: int) -> Overloaded | None:
         waiting, limits = self._queue.rows, self._limits
-        if waiting and waiting + rows > limits.max_queue_rows:
-            self._metrics.dropped["overload"].inc(rows)
-            seconds = waiting * self._seconds_per_row / limits.threads
-            raise Overloaded(
-                f"the queue is full: {waiting} rows wait of at most {limits.max_queue_rows}; "
-                f"this call has {rows}",
-                retry_after=min(max(seconds, 0.01), 5.0),
-            )
+        if self._closed or not waiting or waiting + rows <= limits.max_queue_rows:
+            return None
+        seconds = waiting * self._seconds_per_row / limits.threads
+        return Overloaded(
+            f"the queue is full: {waiting} rows wait of at most {limits.max_queue_rows}; "
+            f"this call has {rows}",
+            retry_after=min(max(seconds, 0.01), 5.0),
+        )
 
     async def _own_queue(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import grpc
@@ -10,7 +11,9 @@ import numpy as np
 from serving.batcher import Answer
 from serving.bundle import InputSpec, Manifest
 from serving.errors import InvalidInput
+from serving.grpc_stream import answer_stream
 from serving.inputs import check_dtype, from_bytes, from_numbers
+from serving.metrics import Metrics
 from serving.model_messages import DATA_TYPES, describe
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceServicer
@@ -22,7 +25,7 @@ _DTYPE_NAMES = {value: name for name, value in DATA_TYPES.items()}
 
 
 class ClusterService(ClusterServiceServicer):
-    """Answers Assign, GetModel and ListModels.
+    """Answers Assign, AssignStream, GetModel and ListModels.
 
     Parameters
     ----------
@@ -30,20 +33,44 @@ class ClusterService(ClusterServiceServicer):
         The models.
     limits
         What clients are told of the server's limits.
+    metrics
+        Where the messages of streams are counted.
+    draining
+        Set when streams are to end.
     """
 
-    def __init__(self, repository: Repository, limits: pb.Limits) -> None:
+    def __init__(
+        self, repository: Repository, limits: pb.Limits, metrics: Metrics, draining: asyncio.Event
+    ) -> None:
         self._repository = repository
         self._limits = limits
+        self._metrics = metrics
+        self._draining = draining
 
     async def Assign(self, request: pb.AssignRequest, context: grpc.aio.ServicerContext) -> pb.AssignResponse:
         """Assign every row of the batch to a cluster."""
+        return await self._assign(request, deadline_ns(context))
+
+    async def AssignStream(self, requests: object, context: grpc.aio.ServicerContext) -> None:
+        """Assign batch after batch, each answered when it is done."""
+        deadline = deadline_ns(context)
+        await answer_stream(
+            context,
+            lambda request: self._assign(request, deadline, wait_for_room=True),
+            most_bytes=self._limits.max_message_bytes,
+            draining=self._draining,
+            count=self._metrics.stream_message,
+        )
+
+    async def _assign(
+        self, request: pb.AssignRequest, deadline: int | None, *, wait_for_room: bool = False
+    ) -> pb.AssignResponse:
         start = time.perf_counter_ns()
         model = self._repository.get(request.model_name, request.model_version)
         if request.want_novelty:
             check_novelty(model.manifest)
         x = read_tensor(model.manifest.input, request.input)
-        answer = await model.batcher.assign(x, deadline_ns=deadline_ns(context))
+        answer = await model.batcher.assign(x, deadline_ns=deadline, wait_for_room=wait_for_room)
         reply = pb.AssignResponse(
             request_id=request.request_id,
             model_name=model.manifest.name,

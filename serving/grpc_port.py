@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import grpc
@@ -23,8 +24,9 @@ def build_grpc_server(
     metrics: Metrics,
     health_service: health.HealthService,
     is_ready: Callable[[], bool],
+    draining: asyncio.Event,
 ) -> grpc.aio.Server:
-    """Put all services on a server that does not listen yet."""
+    """Put all services on a server that does not listen yet; ``draining`` ends calls that stream."""
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -38,7 +40,7 @@ def build_grpc_server(
         max_queue_rows=settings.max_queue_rows,
         max_batch_rows=settings.max_batch_rows,
     )
-    cluster_service = grpc_assign.ClusterService(repository, limits)
+    cluster_service = grpc_assign.ClusterService(repository, limits, metrics, draining)
     inference_service = grpc_inference.InferenceService(repository, is_ready)
     server.add_generic_rpc_handlers(
         (

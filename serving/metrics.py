@@ -41,6 +41,12 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._stream_messages = Counter(
+            "nvisa_stream_messages",
+            "Messages of streams answered, by status code; the calls themselves are in nvisa_requests",
+            ("code",),
+            registry=registry,
+        )
         self.rows = Counter("nvisa_rows", "Rows the model answered", _MODEL, registry=registry)
         self.executions = Counter("nvisa_executions", "Runs of the model", _MODEL, registry=registry)
         self.padding_rows = Counter(
@@ -94,6 +100,10 @@ class Metrics:
             self._by_method.setdefault(method, self._request_seconds.labels(method))
         counter.inc()
         self._by_method[method].observe(seconds)
+
+    def stream_message(self, code: str) -> None:
+        """Count one message of a stream, answered with ``code``."""
+        self._stream_messages.labels(code).inc()
 
     def set_state(self, model: str, version: int, state: str, states: tuple[str, ...]) -> None:
         """Show that ``model`` is in ``state``, one of ``states``."""

@@ -21,27 +21,49 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 
-class _Undecodable:
+class Undecodable:
     """Stands for a request that is not the message it should be, so that it gets a proper status."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def ByteSize(self) -> int:
+        """Return its size, as a message does."""
+        return self._size
+
+
+def decoded(request: Any, method: str) -> Any:
+    """Return ``request`` if it is a message.
+
+    Raises
+    ------
+    InvalidInput
+        If it could not be decoded.
+    """
+    if isinstance(request, Undecodable):
+        raise InvalidInput(f"the request is not the message that {method} takes")
+    return request
 
 
 def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metrics) -> grpc.GenericRpcHandler:
-    """Return what a gRPC server needs to answer ``service``'s unary RPCs with ``servicer``'s methods.
+    """Return what a gRPC server needs to answer ``service``'s RPCs with ``servicer``'s methods.
 
     Parameters
     ----------
     service
         The service as its ``.proto`` describes it.
     servicer
-        Has one coroutine method for every RPC, of the same name. Its errors become statuses by the table
-        in `serving.errors`, here and nowhere else.
+        Has one coroutine method for every RPC, of the same name; one that streams both ways reads and writes
+        by the call's context. Errors become statuses by the table in `serving.errors`.
     metrics
         Where calls are counted, as ``service/method``.
     """
     handlers = {}
     for method in service.methods:
         handle = _answering(f"{service.full_name}/{method.name}", getattr(servicer, method.name), metrics)
-        handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+        streams = method.client_streaming and method.server_streaming
+        build = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = build(
             handle,
             request_deserializer=_reader(GetMessageClass(method.input_type)),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
@@ -70,7 +92,7 @@ def _reader(message: Any) -> Callable[[bytes], Any]:
         try:
             return message.FromString(data)
         except DecodeError:
-            return _Undecodable()
+            return Undecodable(len(data))
 
     return read
 
@@ -80,9 +102,7 @@ def _answering(method: str, handler: Handler, metrics: Metrics) -> Handler:
         start = time.perf_counter()
         code, why = "OK", ""
         try:
-            if isinstance(request, _Undecodable):
-                raise InvalidInput(f"the request is not the message that {method} takes")
-            return await handler(request, context)
+            return await handler(decoded(request, method), context)
         except asyncio.CancelledError:
             # gRPC cancels the handler when the caller leaves and when the deadline passes.
             remaining = context.time_remaining()

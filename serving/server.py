@@ -58,6 +58,7 @@ class Server:
         self._health = HealthService(SERVICES)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._draining = asyncio.Event()
         self._drain_seconds = settings.drain_seconds
 
     async def run(self) -> int:
@@ -74,7 +75,9 @@ class Server:
             If a port is taken or a model cannot be loaded.
         """
         settings = self.settings
-        grpc_server = build_grpc_server(settings, self._repository, self.metrics, self._health, self.is_ready)
+        grpc_server = build_grpc_server(
+            settings, self._repository, self.metrics, self._health, self.is_ready, self._draining
+        )
         self.grpc_port = listen(grpc_server, settings.host, settings.grpc_port)
         http_port = HttpPort(
             settings.host, settings.metrics_port, self.metrics.registry, lambda: self._why_not_ready
@@ -177,6 +180,7 @@ class Server:
         return finished
 
     async def _finish(self, grpc_server: grpc.aio.Server) -> None:
+        self._draining.set()
         # Longer than we wait for this, or gRPC would cut calls off without telling us.
         await grpc_server.stop(self.settings.grace_seconds + 5)
         for batcher in self._repository.batchers():

@@ -122,11 +122,13 @@ def terms(model: NVISAModel, x: Tensor) -> Terms:
 @torch.no_grad()
 def calibrate(model: NVISAModel, x: np.ndarray) -> Ranks:
     """Energies of training rows ``x (n, *shape)``, for novelty to be a rank among them."""
-    found = []
-    for part in parts(model, x, BATCH):
+    # One array for all rows: a small one a part, kept between the parts' large tensors, would split the heap.
+    found = np.empty((2, len(x)))
+    for start, part in zip(range(0, len(x), BATCH), parts(model, x, BATCH), strict=True):
         of_rows = terms(model, model.preprocess(part))
-        found.append(torch.stack([of_rows.squared_error, of_rows.log_ratio]).cpu())
-    squared_error, log_ratio = torch.cat(found, 1).double().numpy()
+        rows = torch.stack([of_rows.squared_error, of_rows.log_ratio])
+        found[:, start : start + BATCH] = rows.cpu().numpy()
+    squared_error, log_ratio = found
     # A model that was standardised on other rows may overflow on some of these: they are the farthest.
     variance = float(squared_error[np.isfinite(squared_error)].mean()) / model.spec.row_size
     sigma = max(variance, float(np.finfo(np.float32).tiny)) ** 0.5

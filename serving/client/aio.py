@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -26,6 +26,7 @@ from serving.client.messages import (
     slices,
 )
 from serving.client.status import ClusterServiceError
+from serving.client.streaming import AsyncRequests, Stream
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1 import cluster_pb2_grpc as rpc
 
@@ -95,6 +96,45 @@ class AsyncClusterClient:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return assign_result([task.result() for task in tasks])
+
+    async def assign_stream(
+        self,
+        batches: Iterable[np.ndarray] | AsyncIterable[np.ndarray],
+        *,
+        model: str,
+        version: int | None = None,
+        probabilities: bool = False,
+        novelty: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[AssignResult | ClusterServiceError]:
+        """Assign batch after batch over one call; see `ClusterClient.assign_stream`."""
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+
+        def message(x: np.ndarray) -> pb.AssignRequest:
+            return assign_request(as_rows(x), model, version, probabilities, novelty)
+
+        stream = Stream(message, self.target)
+        requests = AsyncRequests(stream, batches)
+        try:
+            while True:
+                left = None if end is None else end - loop.time()
+                call = self._clusters.AssignStream(requests(), timeout=left)
+                try:
+                    async for reply in call:
+                        for answer in stream.answered(reply):
+                            yield answer
+                except grpc.RpcError:
+                    pass  # not always with the code that the call ended with, which the call has
+                finally:
+                    call.cancel()
+                if requests.failure is not None:
+                    raise requests.failure
+                if stream.is_done(await call.code()):
+                    return
+                await asyncio.sleep(stream.pause(await call.code(), await call.details()))
+        finally:
+            requests.close()
 
     async def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[ModelInfo]:
         """Every model and version that the server has; see `ClusterClient.models`."""

@@ -21,7 +21,9 @@ _SERVICE_CONFIG = {
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
             },
-        }
+        },
+        # A stream is continued by the client, which knows what has been answered.
+        {"name": [{"service": "nvisa.v1.ClusterService", "method": "AssignStream"}]},
     ]
 }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -26,6 +27,7 @@ from serving.client.messages import (
     slices,
 )
 from serving.client.status import ClusterServiceError
+from serving.client.streaming import Requests, Stream
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1 import cluster_pb2_grpc as rpc
 
@@ -125,6 +127,64 @@ class ClusterClient:
                 for call in pending:
                     call.cancel()
         return assign_result(replies)
+
+    def assign_stream(
+        self,
+        batches: Iterable[np.ndarray],
+        *,
+        model: str,
+        version: int | None = None,
+        probabilities: bool = False,
+        novelty: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[AssignResult | ClusterServiceError]:
+        """Assign batch after batch over one call, each as soon as the server has room for it.
+
+        A full queue holds the stream back instead of failing it, and neither side holds more than a few
+        batches. If the server goes away or drains, another call goes on with what has no answer yet.
+
+        Parameters
+        ----------
+        batches
+            Arrays as for `assign`, each within one message. They are drawn in a thread of gRPC's.
+        model, version, probabilities, novelty
+            As for `assign`. Without a version, a new default of the server answers from when it is there.
+        timeout
+            Seconds for everything; by default as long as it takes.
+
+        Yields
+        ------
+        AssignResult or ClusterServiceError
+            One for each batch, in their order: what the server says of it, or why it refused it. A refused
+            batch does not stop the others.
+
+        Raises
+        ------
+        ClusterServiceError
+            If the server cannot be reached, in five attempts without an answer, or time is up.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+
+        def message(x: np.ndarray) -> pb.AssignRequest:
+            return assign_request(as_rows(x), model, version, probabilities, novelty)
+
+        stream = Stream(message, self.target)
+        requests = Requests(stream, iter(batches))
+        while True:
+            left = None if end is None else end - time.monotonic()
+            call = self._clusters.AssignStream(requests(), timeout=left)
+            try:
+                for reply in call:
+                    yield from stream.answered(reply)
+            except grpc.RpcError:
+                pass  # the call has the code
+            finally:
+                call.cancel()
+            if requests.failure is not None:
+                raise requests.failure
+            if stream.is_done(call.code()):
+                return
+            time.sleep(stream.pause(call.code(), call.details()))
 
     def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[ModelInfo]:
         """Every model and version that the server has, sorted.

@@ -36,7 +36,7 @@ def test_the_services_have_the_rpcs_of_the_design():
     def rpcs(module, name):
         return [method.name for method in module.DESCRIPTOR.services_by_name[name].methods]
 
-    assert rpcs(cluster_pb2, "ClusterService") == ["Assign", "GetModel", "ListModels"]
+    assert rpcs(cluster_pb2, "ClusterService") == ["Assign", "AssignStream", "GetModel", "ListModels"]
     assert rpcs(grpc_service_pb2, "GRPCInferenceService") == [
         *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
     ]

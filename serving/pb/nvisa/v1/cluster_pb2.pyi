@@ -85,6 +85,32 @@ class AssignResponse(_message.Message):
     novelty_data: bytes
     def __init__(self, request_id: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., clusters: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., clusters_data: _Optional[bytes] = ..., confidences_data: _Optional[bytes] = ..., probabilities_data: _Optional[bytes] = ..., n_clusters: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., novelty: _Optional[_Iterable[float]] = ..., novelty_data: _Optional[bytes] = ...) -> None: ...
 
+class AssignStreamRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: AssignRequest
+    def __init__(self, request: _Optional[_Union[AssignRequest, _Mapping]] = ...) -> None: ...
+
+class AssignStreamResponse(_message.Message):
+    __slots__ = ("index", "request_id", "response", "error")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    request_id: str
+    response: AssignResponse
+    error: StreamError
+    def __init__(self, index: _Optional[int] = ..., request_id: _Optional[str] = ..., response: _Optional[_Union[AssignResponse, _Mapping]] = ..., error: _Optional[_Union[StreamError, _Mapping]] = ...) -> None: ...
+
+class StreamError(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
 class Timings(_message.Message):
     __slots__ = ("queue_ns", "inference_ns", "total_ns")
     QUEUE_NS_FIELD_NUMBER: _ClassVar[int]

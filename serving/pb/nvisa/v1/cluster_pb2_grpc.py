@@ -39,6 +39,11 @@ class ClusterServiceStub:
                 request_serializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignRequest.SerializeToString,
                 response_deserializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignResponse.FromString,
                 _registered_method=True)
+        self.AssignStream = channel.stream_stream(
+                '/nvisa.v1.ClusterService/AssignStream',
+                request_serializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamRequest.SerializeToString,
+                response_deserializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/nvisa.v1.ClusterService/GetModel',
                 request_serializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.GetModelRequest.SerializeToString,
@@ -56,6 +61,17 @@ class ClusterServiceServicer:
 
     def Assign(self, request, context):
         """Assigns every row of a batch to a cluster. The reply's rows are in the order of the request's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AssignStream(self, request_iterator, context):
+        """The same for many batches over one call, answered as they are done: order is not kept, `index` and
+        `request_id` say which. What is wrong with one message is the answer to that message alone. The server
+        reads on only while few messages are unanswered, and waits for room in the queue instead of refusing.
+        The call itself fails with UNAVAILABLE when the server drains, after everything it has read is answered,
+        and with RESOURCE_EXHAUSTED by gRPC itself for a message over the limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,6 +98,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.Assign,
                     request_deserializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignRequest.FromString,
                     response_serializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignResponse.SerializeToString,
+            ),
+            'AssignStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.AssignStream,
+                    request_deserializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamRequest.FromString,
+                    response_serializer=serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -121,6 +142,33 @@ class ClusterService:
             '/nvisa.v1.ClusterService/Assign',
             serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignRequest.SerializeToString,
             serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AssignStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/nvisa.v1.ClusterService/AssignStream',
+            serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamRequest.SerializeToString,
+            serving_dot_pb_dot_nvisa_dot_v1_dot_cluster__pb2.AssignStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
