@@ -51,7 +51,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "score function for z": {"pathwise_z": False},
     "entropy guard": {"balance": 1.0},
     "ε to 1/16": {"epsilon_floor": 0.0625},
-    "stages until converged": {"stage_tolerance": 0.1},
+    "random start, stages of 40 epochs": {"initialisation": "random", "epsilon_every": 40},
+    "the same until converged": {
+        "initialisation": "random",
+        "epsilon_every": 40,
+        "stage_tolerance": 0.1,
+    },
     "no joint training": {"epochs": 0},
     "enumerated ELBO": {"objective": "elbo"},
     "mean-field q": {"mean_field": True},
