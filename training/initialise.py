@@ -118,12 +118,8 @@ def initialise_gmm(
     DivergedError
         If the autoencoder's codes are not finite.
     """
-    _pretrain(model, rows, config, say)
-    # Of all that there are up to a million; the mixture takes 20,000 of them.
-    codes = encode_rows(model, rows[:: -(-len(rows) // CODED_ROWS)])
-    if not np.isfinite(codes).all():
-        raise DivergedError("the autoencoder's codes are not finite: lower learning_rate")
-    mixture = fit_mixture(codes, config.n_clusters, config.gmm_starts, config.seed)
+    pretrain(model, rows, config, say)
+    mixture = fit_mixture(finite_codes(model, rows), config.n_clusters, config.gmm_starts, config.seed)
     # A factor on the code and its inverse on the decoder change nothing but the units of z.
     variances = np.diagonal(mixture.covariances_, axis1=1, axis2=2)
     factor = PRIOR_STD / float(np.sqrt(np.average(variances, axis=0, weights=mixture.weights_).mean()))
@@ -176,17 +172,43 @@ def encode_rows(model: NVISAModel, rows: Rows) -> np.ndarray:
     return torch.cat(parts).double().numpy()
 
 
+def finite_codes(model: NVISAModel, rows: Rows) -> np.ndarray:
+    """Codes of rows, of evenly spread ones where they are more than a million: float64 ``(n, L)``.
+
+    Raises
+    ------
+    DivergedError
+        If they are not finite.
+    """
+    codes = encode_rows(model, rows[:: -(-len(rows) // CODED_ROWS)])
+    if not np.isfinite(codes).all():
+        raise DivergedError("the autoencoder's codes are not finite: lower learning_rate")
+    return codes
+
+
 def _parts(rows: Rows) -> Iterable[Tensor]:
     return rows.split(part_rows(rows.shape))
 
 
-def _pretrain(model: NVISAModel, rows: Rows, config: TrainingConfig, say: Callable[[str], None]) -> None:
+def pretrain(
+    model: NVISAModel,
+    rows: Rows,
+    config: TrainingConfig,
+    say: Callable[[str], None],
+    *,
+    redraw: bool = True,
+) -> None:
+    """Train encoder and decoder as an autoencoder, `latent_code` its code, for ``config.pretrain_epochs``.
+
+    The loss is the squared error, or for a Bernoulli p(x|z) the cross-entropy. With ``redraw`` images are
+    dequantised or binarised anew in each epoch, else they are always the mean of that.
+    """
     decoder = [*model.decoder.parameters(), *model.x_mean.parameters()]
     encoder = [*model.encoder.parameters(), *model.z_from_x.parameters(), *model.z_mean.parameters()]
     optimiser = torch.optim.Adam([*encoder, *decoder], lr=config.learning_rate, fused=True)
     for epoch in range(config.pretrain_epochs):
         total, count = torch.zeros((), device=rows.device), 0
-        for x in _epoch(model, rows, config, epoch - config.pretrain_epochs):
+        for x in _epoch(model, rows, config, epoch - config.pretrain_epochs, redraw):
             with matrix_products(rows.device, config.precision):
                 output = model.x_mean(model.decoder(latent_code(model, x)))
             if config.likelihood == "bernoulli":
@@ -227,7 +249,9 @@ def _distill(model: NVISAModel, rows: Rows, mixture: Mixture) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def _epoch(model: NVISAModel, rows: Rows, config: TrainingConfig, epoch: int) -> Iterator[Tensor]:
+def _epoch(
+    model: NVISAModel, rows: Rows, config: TrainingConfig, epoch: int, redraw: bool
+) -> Iterator[Tensor]:
     generator = epoch_generator(config.seed, epoch, rows.device)
     for _, raw in fetch(rows, batches(len(rows), config.batch_size, generator)):
-        yield model.preprocess(raw, generator)
+        yield model.preprocess(raw, generator if redraw else None)
