@@ -1,7 +1,7 @@
 """Baselines that cluster the codes of an autoencoder with NVISA's networks: AE+GMM and N2D.
 
-Own code: ClustPy's N2D brings its own network class, loop and loader, so that neither networks nor the order
-of rows would be NVISA's.
+Own code: ClustPy 0.0.3's N2D gives new rows the nearest centre in the codes, leaving the embedding out, and
+its networks, loop and loader are not NVISA's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Deep Embedded Clustering (Xie, Girshick & Farhadi, 2016).
 
-Own code: ClustPy's DEC brings its own autoencoder class and loader, so that neither networks nor the order of
-rows would be NVISA's, and takes no rows batch by batch. Unlike the paper's, the autoencoder here is NVISA's,
-trained at once rather than layer by layer with dropout, and the optimiser is Adam rather than SGD.
+Own code: ClustPy 0.0.3's DEC makes P in every batch from that batch alone, and its loader and loop are not
+NVISA's. Unlike the paper's, the autoencoder here is NVISA's, trained at once rather than layer by layer with
+dropout, and the optimiser is Adam rather than SGD.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ def target_distribution(q: Tensor) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
+def divergence(q: Tensor, p: Tensor) -> Tensor:
+    """KL(P || Q) of each row (eq. 2), in nats: ``(B, K)``, ``(B, K) -> (B,)``."""
+    return F.kl_div(q.log(), p, reduction="none").sum(1)
+
+
 @dataclass(frozen=True)
 class NearestCentre:
     """The most probable cluster of `soft_assignment`, which is that of the nearest centre ``(K, L)``."""
@@ -79,7 +84,7 @@ def fit_dec(x: np.ndarray, config: TrainingConfig, say: Say) -> Clusterer:
 
     def loss(index: Tensor, raw: Tensor, generator: torch.Generator) -> Tensor:
         q = soft_assignment(latent_code(model, model.preprocess(raw)), centres)
-        return F.kl_div(q.log(), p[index], reduction="batchmean")
+        return divergence(q, p[index]).mean()
 
     trained = [*model.encoder.parameters(), *model.z_from_x.parameters(), *model.z_mean.parameters(), centres]
     n_epochs = joint_epochs(config)

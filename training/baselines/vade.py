@@ -1,7 +1,7 @@
 """Variational Deep Embedding (Jiang, Zheng, Tan, Tang & Zhou, 2017).
 
-Own code, not ClustPy 0.0.3's: there p(c|z) is computed with the log-variance where half of it belongs, its
-``predict`` draws z anew at each call, and its labels come from another mixture that is fitted afterwards.
+Own code, not ClustPy 0.0.3's: there p(c|z) has the log-variance where half of it belongs, and both the labels
+and ``predict`` are those of another mixture, fitted to the codes afterwards.
 """
 
 from __future__ import annotations
