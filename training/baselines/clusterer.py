@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from sklearn import config_context
 
 from training.initialise import encode_rows
 from training.model import NVISAModel
@@ -49,7 +50,10 @@ class PointClusterer:
     def predict(self, x: np.ndarray) -> np.ndarray:
         """See `Clusterer`."""
         rows = MappedRows(x, self.model.spec.dtype, self.model.shift.device)
-        return np.asarray(self.assigner.predict(self.points(self.model, rows)), np.int64)
+        points = self.points(self.model, rows)
+        # The caller may have scikit-learn's array API switched on, which not all of these know.
+        with config_context(array_api_dispatch=False):
+            return np.asarray(self.assigner.predict(points), np.int64)
 
 
 def on_codes(model: NVISAModel, assigner: Assigner) -> PointClusterer:

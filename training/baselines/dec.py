@@ -21,6 +21,7 @@ from training.baselines.clusterer import Clusterer, on_codes
 from training.baselines.loop import epochs
 from training.config import TrainingConfig
 from training.initialise import encode_rows, finite_codes, latent_code, pretrain
+from training.rows import PART_ROWS
 
 STARTS = 20
 TOLERANCE = 1e-3  # share of rows that change their cluster between two refreshes of P
@@ -77,7 +78,8 @@ def fit_dec(x: np.ndarray, config: TrainingConfig, say: Say) -> Clusterer:
 
     def refreshed() -> Tensor:
         codes = torch.as_tensor(encode_rows(model, rows), dtype=torch.float32, device=rows.device)
-        return soft_assignment(codes, centres.detach())
+        # In parts, for (n, K, L) differences of many rows and clusters take much memory.
+        return torch.cat([soft_assignment(part, centres.detach()) for part in codes.split(PART_ROWS)])
 
     q = refreshed()
     p, clusters = target_distribution(q), q.argmax(1)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from training.baselines.begin import Say, begin, joint_epochs, with_variational_decoder
 from training.baselines.clusterer import Clusterer
 from training.baselines.loop import epochs, run
-from training.baselines.vae import kl_from_standard, log_p_x, q_z, used
+from training.baselines.vae import kl_from_standard, log_p_x, q_z, vae_parameters
 from training.config import TrainingConfig
 from training.densities import bounded_std, normal_log_density, sample_normal
 from training.model import NVISAModel
@@ -142,5 +142,5 @@ def fit_gmvae(x: np.ndarray, config: TrainingConfig, say: Say) -> Clusterer:
         return terms.z + terms.w + terms.y.clamp_min(free) - terms.reconstruction
 
     own = [p for name, p in gmvae.named_parameters() if not name.startswith("vae.")]
-    run(epochs("gmvae", loss, [*used(model), *own], rows, config, joint_epochs(config), say))
+    run(epochs("gmvae", loss, [*vae_parameters(model), *own], rows, config, joint_epochs(config), say))
     return _Fitted(gmvae.eval())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn import config_context
 from sklearn.mixture import GaussianMixture
 
 from training.baselines.begin import Say
@@ -42,7 +41,7 @@ class UmapMixture:
     def _embed(self, points: np.ndarray) -> np.ndarray:
         if self.umap is None:
             return np.asarray(points, np.float64)
-        with config_context(array_api_dispatch=False), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return np.asarray(self.umap.transform(points), np.float64)
 

@@ -52,5 +52,4 @@ class _OnComponents:
     assigner: UmapMixture
 
     def predict(self, points: np.ndarray) -> np.ndarray:
-        with config_context(array_api_dispatch=False):
-            return self.assigner.predict(self.pca.transform(points))
+        return self.assigner.predict(self.pca.transform(points))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from training.baselines.begin import Say, begin, joint_epochs, with_variational_decoder
 from training.baselines.clusterer import Clusterer, on_codes
 from training.baselines.loop import epochs, run
-from training.baselines.vae import log_p_x, q_z, used
+from training.baselines.vae import log_p_x, q_z, vae_parameters
 from training.config import TrainingConfig
 from training.densities import normal_log_density, sample_normal
 from training.initialise import finite_codes, pretrain
@@ -92,7 +92,7 @@ def fit_vade(x: np.ndarray, config: TrainingConfig, say: Say) -> Clusterer:
     def loss(index: Tensor, raw: Tensor, generator: torch.Generator) -> Tensor:
         return -elbo(model, prior, model.preprocess(raw), generator).mean()
 
-    trained = [*used(model), *prior.parameters()]
+    trained = [*vae_parameters(model), *prior.parameters()]
     run(epochs("vade", loss, trained, rows, config, joint_epochs(config), say))
     finite_codes(model, rows)
     return on_codes(model, prior.mixture())

@@ -60,12 +60,16 @@ def fit_vae_gmm(x: np.ndarray, config: TrainingConfig, say: Say) -> Clusterer:
     def loss(index: Tensor, raw: Tensor, generator: torch.Generator) -> Tensor:
         return -elbo(model, model.preprocess(raw), generator).mean()
 
-    run(epochs("vae", loss, used(model), rows, config, n_epochs, say, first=-n_epochs, falling=False))
+    run(
+        epochs(
+            "vae", loss, vae_parameters(model), rows, config, n_epochs, say, first=-n_epochs, falling=False
+        )
+    )
     codes = finite_codes(model, rows)
     return on_codes(model, fit_mixture(codes, config.n_clusters, config.gmm_starts, config.seed))
 
 
-def used(model: NVISAModel) -> list[Tensor]:
+def vae_parameters(model: NVISAModel) -> list[Tensor]:
     """The parameters that a VAE has: NVISA's but for q(y|x)'s, the prior's and p(x|z)'s std."""
     parts = (model.encoder, model.z_from_x, model.z_mean, model.z_raw_std, model.decoder, model.x_mean)
     return [parameter for part in parts for parameter in part.parameters()]
