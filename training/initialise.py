@@ -120,13 +120,9 @@ def initialise_gmm(
     """
     pretrain(model, rows, config, say)
     mixture = fit_mixture(finite_codes(model, rows), config.n_clusters, config.gmm_starts, config.seed)
-    # A factor on the code and its inverse on the decoder change nothing but the units of z.
     variances = np.diagonal(mixture.covariances_, axis1=1, axis2=2)
-    factor = PRIOR_STD / float(np.sqrt(np.average(variances, axis=0, weights=mixture.weights_).mean()))
+    factor = scale_codes(model, np.average(variances, axis=0, weights=mixture.weights_))
     with torch.no_grad():
-        for parameter in model.z_mean.parameters():
-            parameter.mul_(factor)
-        next(model.decoder.parameters()).div_(factor)  # the weight that meets z
         model.prior_mean.copy_(torch.as_tensor(mixture.means_ * factor))
         if model.z_from_y is not None:
             model.z_from_y.zero_()
@@ -170,6 +166,31 @@ def encode_rows(model: NVISAModel, rows: Rows) -> np.ndarray:
     with torch.no_grad():
         parts = [latent_code(model, model.preprocess(part)).cpu() for part in _parts(rows)]
     return torch.cat(parts).double().numpy()
+
+
+@torch.no_grad()
+def scale_codes(model: NVISAModel, variances: np.ndarray) -> float:
+    """Scale an autoencoder's codes so that a mixture's components on them become as wide as the prior's.
+
+    A factor on the codes and its inverse on the decoder change nothing but the units of z.
+
+    Parameters
+    ----------
+    model
+        Changed in place.
+    variances
+        Mean variances of the components ``(L,)``, in the codes' present units.
+
+    Returns
+    -------
+    float
+        The factor.
+    """
+    factor = PRIOR_STD / float(np.sqrt(variances.mean()))
+    for parameter in model.z_mean.parameters():
+        parameter.mul_(factor)
+    next(model.decoder.parameters()).div_(factor)  # the weight that meets z
+    return factor
 
 
 def finite_codes(model: NVISAModel, rows: Rows) -> np.ndarray:

@@ -18,7 +18,7 @@ from training.baselines.loop import epochs, run
 from training.baselines.vae import log_p_x, q_z, vae_parameters
 from training.config import TrainingConfig
 from training.densities import normal_log_density, sample_normal
-from training.initialise import finite_codes, pretrain
+from training.initialise import finite_codes, pretrain, scale_codes
 from training.mixture import fit_mixture
 from training.model import NVISAModel
 
@@ -87,6 +87,9 @@ def fit_vade(x: np.ndarray, config: TrainingConfig, say: Say) -> Clusterer:
     pretrain(model, rows, config, say, redraw=False)
     codes = finite_codes(model, rows)
     mixture = fit_mixture(codes, config.n_clusters, config.gmm_starts, config.seed, "diag")
+    # As NVISA's start does: else q(z|x) may begin much wider than the components, and they merge.
+    factor = scale_codes(model, np.average(mixture.covariances_, axis=0, weights=mixture.weights_))
+    mixture.means_, mixture.covariances_ = mixture.means_ * factor, mixture.covariances_ * factor**2
     prior = MixturePrior(mixture).to(rows.device)
 
     def loss(index: Tensor, raw: Tensor, generator: torch.Generator) -> Tensor:

@@ -60,11 +60,8 @@ def fit_vae_gmm(x: np.ndarray, config: TrainingConfig, say: Say) -> Clusterer:
     def loss(index: Tensor, raw: Tensor, generator: torch.Generator) -> Tensor:
         return -elbo(model, model.preprocess(raw), generator).mean()
 
-    run(
-        epochs(
-            "vae", loss, vae_parameters(model), rows, config, n_epochs, say, first=-n_epochs, falling=False
-        )
-    )
+    trained = vae_parameters(model)
+    run(epochs("vae", loss, trained, rows, config, n_epochs, say, first=-n_epochs, falling=False))
     codes = finite_codes(model, rows)
     return on_codes(model, fit_mixture(codes, config.n_clusters, config.gmm_starts, config.seed))
 
