@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from sklearn import config_context
@@ -46,19 +47,26 @@ def embed(x: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
     """
     if x.shape[1] <= DIMENSIONS or len(x) < LEAST_ROWS:
         return np.asarray(x, np.float64)
+    return np.asarray(fit_umap(x, n_neighbors, seed).embedding_, np.float64)
+
+
+def fit_umap(x: np.ndarray, n_neighbors: int, seed: int) -> Any:
+    """UMAP itself, fitted to ``x (n, D)`` as for `embed`: ``embedding_`` is ``(n, 10)``.
+
+    There must be `LEAST_ROWS` rows.
+    """
     # The caller may have scikit-learn's array API switched on, which UMAP does not know.
     with config_context(array_api_dispatch=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from umap import UMAP  # compiles for seconds; only this start needs it
 
-        umap = UMAP(
+        return UMAP(
             n_neighbors=min(n_neighbors, len(x) - 1),
             n_components=DIMENSIONS,
             min_dist=0.0,
             random_state=seed,
             n_jobs=1,
-        )
-        return np.asarray(umap.fit_transform(x), np.float64)
+        ).fit(x)
 
 
 def responsibilities(x: np.ndarray, config: TrainingConfig, say: Callable[[str], None]) -> np.ndarray:

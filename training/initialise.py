@@ -118,19 +118,11 @@ def initialise_gmm(
     DivergedError
         If the autoencoder's codes are not finite.
     """
-    _pretrain(model, rows, config, say)
-    # Of all that there are up to a million; the mixture takes 20,000 of them.
-    codes = encode_rows(model, rows[:: -(-len(rows) // CODED_ROWS)])
-    if not np.isfinite(codes).all():
-        raise DivergedError("the autoencoder's codes are not finite: lower learning_rate")
-    mixture = fit_mixture(codes, config.n_clusters, config.gmm_starts, config.seed)
-    # A factor on the code and its inverse on the decoder change nothing but the units of z.
+    pretrain(model, rows, config, say)
+    mixture = fit_mixture(finite_codes(model, rows), config.n_clusters, config.gmm_starts, config.seed)
     variances = np.diagonal(mixture.covariances_, axis1=1, axis2=2)
-    factor = PRIOR_STD / float(np.sqrt(np.average(variances, axis=0, weights=mixture.weights_).mean()))
+    factor = scale_codes(model, np.average(variances, axis=0, weights=mixture.weights_))
     with torch.no_grad():
-        for parameter in model.z_mean.parameters():
-            parameter.mul_(factor)
-        next(model.decoder.parameters()).div_(factor)  # the weight that meets z
         model.prior_mean.copy_(torch.as_tensor(mixture.means_ * factor))
         if model.z_from_y is not None:
             model.z_from_y.zero_()
@@ -176,17 +168,68 @@ def encode_rows(model: NVISAModel, rows: Rows) -> np.ndarray:
     return torch.cat(parts).double().numpy()
 
 
+@torch.no_grad()
+def scale_codes(model: NVISAModel, variances: np.ndarray) -> float:
+    """Scale an autoencoder's codes so that a mixture's components on them become as wide as the prior's.
+
+    A factor on the codes and its inverse on the decoder change nothing but the units of z.
+
+    Parameters
+    ----------
+    model
+        Changed in place.
+    variances
+        Mean variances of the components ``(L,)``, in the codes' present units.
+
+    Returns
+    -------
+    float
+        The factor.
+    """
+    factor = PRIOR_STD / float(np.sqrt(variances.mean()))
+    for parameter in model.z_mean.parameters():
+        parameter.mul_(factor)
+    next(model.decoder.parameters()).div_(factor)  # the weight that meets z
+    return factor
+
+
+def finite_codes(model: NVISAModel, rows: Rows) -> np.ndarray:
+    """Codes of rows, of evenly spread ones where they are more than a million: float64 ``(n, L)``.
+
+    Raises
+    ------
+    DivergedError
+        If they are not finite.
+    """
+    codes = encode_rows(model, rows[:: -(-len(rows) // CODED_ROWS)])
+    if not np.isfinite(codes).all():
+        raise DivergedError("the autoencoder's codes are not finite: lower learning_rate")
+    return codes
+
+
 def _parts(rows: Rows) -> Iterable[Tensor]:
     return rows.split(part_rows(rows.shape))
 
 
-def _pretrain(model: NVISAModel, rows: Rows, config: TrainingConfig, say: Callable[[str], None]) -> None:
+def pretrain(
+    model: NVISAModel,
+    rows: Rows,
+    config: TrainingConfig,
+    say: Callable[[str], None],
+    *,
+    redraw: bool = True,
+) -> None:
+    """Train encoder and decoder as an autoencoder, `latent_code` its code, for ``config.pretrain_epochs``.
+
+    The loss is the squared error, or for a Bernoulli p(x|z) the cross-entropy. With ``redraw`` images are
+    dequantised or binarised anew in each epoch, else they are always the mean of that.
+    """
     decoder = [*model.decoder.parameters(), *model.x_mean.parameters()]
     encoder = [*model.encoder.parameters(), *model.z_from_x.parameters(), *model.z_mean.parameters()]
     optimiser = torch.optim.Adam([*encoder, *decoder], lr=config.learning_rate, fused=True)
     for epoch in range(config.pretrain_epochs):
         total, count = torch.zeros((), device=rows.device), 0
-        for x in _epoch(model, rows, config, epoch - config.pretrain_epochs):
+        for x in _epoch(model, rows, config, epoch - config.pretrain_epochs, redraw):
             with matrix_products(rows.device, config.precision):
                 output = model.x_mean(model.decoder(latent_code(model, x)))
             if config.likelihood == "bernoulli":
@@ -227,7 +270,9 @@ def _distill(model: NVISAModel, rows: Rows, mixture: Mixture) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def _epoch(model: NVISAModel, rows: Rows, config: TrainingConfig, epoch: int) -> Iterator[Tensor]:
+def _epoch(
+    model: NVISAModel, rows: Rows, config: TrainingConfig, epoch: int, redraw: bool
+) -> Iterator[Tensor]:
     generator = epoch_generator(config.seed, epoch, rows.device)
     for _, raw in fetch(rows, batches(len(rows), config.batch_size, generator)):
-        yield model.preprocess(raw, generator)
+        yield model.preprocess(raw, generator if redraw else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import numpy as np
 from sklearn import config_context
@@ -12,11 +13,18 @@ from sklearn.mixture import GaussianMixture
 MIXTURE_ROWS = 20_000
 
 
-def fit_mixture(points: np.ndarray, n_components: int, starts: int, seed: int) -> GaussianMixture:
-    """Full-covariance mixture of ``points (n, L)``, the likeliest of ``starts`` k-means starts."""
+def fit_mixture(
+    points: np.ndarray,
+    n_components: int,
+    starts: int,
+    seed: int,
+    covariance: Literal["full", "diag"] = "full",
+) -> GaussianMixture:
+    """Mixture of ``points (n, L)``, the likeliest of ``starts`` k-means starts."""
     chosen = np.random.default_rng(seed).permutation(len(points))[:MIXTURE_ROWS]
     mixture = GaussianMixture(
         n_components,
+        covariance_type=covariance,
         n_init=starts,
         reg_covar=1e-6 * float(points.var()) + 1e-12,
         random_state=seed,
