@@ -73,6 +73,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         n_clusters: int = 10,
         *,
         objective: str = "vimco",
+        temperature: float = 0.5,
         likelihood: str = "gaussian",
         mean_field: bool = False,
         network: str = "auto",
@@ -102,6 +103,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         balance: float = 0.0,
         restarts: int = 1,
         restart_mode: str = "auto",
+        max_rollbacks: int = 5,
         device: str = "auto",
         memory: str = "auto",
         precision: str = "auto",
@@ -112,6 +114,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
     ) -> None:
         self.n_clusters = n_clusters
         self.objective = objective
+        self.temperature = temperature
         self.likelihood = likelihood
         self.mean_field = mean_field
         self.network = network
@@ -141,6 +144,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.balance = balance
         self.restarts = restarts
         self.restart_mode = restart_mode
+        self.max_rollbacks = max_rollbacks
         self.device = device
         self.memory = memory
         self.precision = precision

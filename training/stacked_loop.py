@@ -57,7 +57,7 @@ def stacks(config: TrainingConfig, spec: InputSpec, device: torch.device) -> boo
             "give network mlp, or use restart_mode sequential or auto"
         )
     if config.restart_mode == "auto":
-        return not convolves and device.type == "cuda"
+        return not convolves and config.objective != "gumbel" and device.type == "cuda"
     return config.restart_mode == "stacked"
 
 
