@@ -51,7 +51,7 @@ def make_table(choice: Choice, say: Callable[[str], None]) -> Path:
     """
     table = TABLES[choice.table](choice.quick)
     folder = choice.output / table.name
-    orders = _orders(choice, say)
+    orders = orders_of(choice, say)
     folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder):
         failures = carry_out_all(orders, choice.n_jobs, say)
@@ -64,7 +64,7 @@ def make_table(choice: Choice, say: Callable[[str], None]) -> Path:
     return path
 
 
-def _orders(choice: Choice, say: Callable[[str], None]) -> list[Order]:
+def orders_of(choice: Choice, say: Callable[[str], None]) -> list[Order]:
     """The runs that were asked for, of data sets that are there."""
     table = TABLES[choice.table](choice.quick)
     keys = choose("methods", [method.key for method in table.methods], choice.methods)

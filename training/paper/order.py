@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from training.paper.annealing_settings import figure_5
 from training.paper.datasets import DATASETS
 from training.paper.plan import Job, Table
 from training.paper.table1 import table_1
 from training.paper.table2 import table_2
 
-TABLES: dict[str, Callable[[bool], Table]] = {"table1": table_1, "table2": table_2}
+TABLES: dict[str, Callable[[bool], Table]] = {
+    "table1": table_1,
+    "table2": table_2,
+    "figure5": figure_5,
+}
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ QUICK_MANY = {"n_importance_samples": 100, "batch_size": 64, "epsilon_every": 3,
 LAST_EPSILON = 1e-4
 
 NOTE = (
-    "ACC in per cent on the test rows. \\*: with std annealing. A run has diverged, and is N/A with the step, "
-    "at the end of the first epoch whose loss is not finite or whose bound lies far below all before it "
-    "(`training/divergence.py`): these rows may not go back an epoch and halve the learning rate, as NVISA's "
-    "fits otherwise do. NVIL and Gumbel-Softmax (the paper's footnote 2) draw one sample a row, as their "
-    "authors do. *Quoted* is the paper's Table II."
+    "ACC in per cent on the test rows. \\*: with std annealing. A run has diverged, and is N/A with the "
+    "step, at the end of the first epoch whose loss is not finite or whose bound lies far below all before "
+    "it (`training/divergence.py`): these rows may not go back an epoch and halve the learning rate, as "
+    "NVISA's fits otherwise do. NVIL and Gumbel-Softmax (the paper's footnote 2) draw one sample a row, as "
+    "their authors do. *Quoted* is the paper's Table II."
 )
 
 # key, group, title, hyper-parameters, annealed
@@ -86,8 +86,8 @@ def table_2(quick: bool) -> Table:
     note = NOTE
     if quick:
         note = (
-            f"**Quick**: {QUICK_ROWS:,} training rows, {len(QUICK_SEEDS)} seed, five stages of ε from 1 "
-            f"to 1/16 in place of the paper's fourteen, and M = {QUICK_MANY['n_importance_samples']} in place of "
+            f"**Quick**: {QUICK_ROWS:,} training rows, {len(QUICK_SEEDS)} seed, five stages of ε from 1 to "
+            f"1/16 in place of the paper's fourteen, M = {QUICK_MANY['n_importance_samples']} in place of "
             f"1000 (`training/paper/table2.py`). {note}"
         )
     return Table(
