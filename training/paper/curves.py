@@ -44,19 +44,20 @@ def plot_losses(path: Path, runs: Runs) -> Path:
     )
     well, ill = figure.subplots(2, 1, height_ratios=[2, 1])
     right = well.twinx()
-    drawn: dict[Axes, list[np.ndarray]] = {well: [], right: [], ill: []}
+    drawn: dict[Axes, list[np.ndarray]] = {axes: [] for axes in (*panels, right)}
     for index, (title, run) in enumerate(runs.items()):
         loss = -np.asarray(run["history"]["bound"], np.float64)
         steps = run["steps_per_epoch"] * np.arange(1, len(loss) + 1)
         bernoulli = run["config"]["likelihood"] == "bernoulli"
-        axes = ill if "diverged" in run else right if bernoulli else well
+        diverged = "diverged" in run
+        axes = ill if diverged else right if bernoulli else well
         colour, _ = cluster_style(index, len(runs))
         line = (0, (4, 2)) if bernoulli else "-"
         axes.plot(steps, loss, color=colour, linestyle=line, linewidth=1.5, label=title)
         drawn[axes].append(loss)
-        if axes is ill:
-            lost = (run["diverged"]["epoch"] + 1) * run["steps_per_epoch"]
-            axes.axvline(lost, color=colour, linewidth=1, linestyle=(0, (1, 2)))
+        if diverged:
+            end = (run["diverged"]["epoch"] + 1) * run["steps_per_epoch"]
+            axes.axvline(end, color=colour, linewidth=1, linestyle=(0, (1, 2)))
     for axes, losses in drawn.items():
         plain_axes(axes)
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
@@ -67,18 +68,13 @@ def plot_losses(path: Path, runs: Runs) -> Path:
     right.set_visible(bool(drawn[right]))
     well.set_ylabel("loss, Gaussian p(x|z) (nats a row)", fontsize=10)
     right.set_ylabel("loss, Bernoulli p(x|z), dashed", fontsize=10)
-    ill.set_ylabel("loss of diverged runs", fontsize=10)
     ill.set_xlabel("step", fontsize=10)
     lines = [line for axes in (well, right) for line in axes.get_lines()]
     if lines:
         well.legend(handles=lines, fontsize=8, frameon=False, labelcolor=INK, ncols=2, loc="upper right")
-    if drawn[ill]:
-        ill.legend(
-            fontsize=8, frameon=False, labelcolor=INK, title="dotted: where it diverged", title_fontsize=8
-        )
-    else:
-        ill.text(0.5, 0.5, "no run diverged", transform=ill.transAxes, ha="center", color=MUTED)
-        ill.set_yticks([])
+    if lost:
+        ill.set_ylabel("loss of diverged runs", fontsize=10)
+        ill.legend(fontsize=8, frameon=False, labelcolor=INK, title="dotted: diverged", title_fontsize=8)
     return save(figure, path)
 
 
