@@ -11,7 +11,7 @@ from serving.files import write_atomically
 from training.paper.crew import carry_out_all, only_one
 from training.paper.datasets import DATASETS, MissingData, find
 from training.paper.order import TABLES, Order
-from training.paper.plan import choose, jobs
+from training.paper.plan import Table, choose, jobs
 from training.paper.render import load, render
 
 
@@ -55,12 +55,18 @@ def make_table(choice: Choice, say: Callable[[str], None]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder):
         failures = carry_out_all(orders, choice.n_jobs, say)
-        path = choice.output / f"{table.name}.md"
-        write_atomically(path, render(table, load(folder)).encode())
+        path = write_table(table, choice.output)
     if failures:
         raise UnfinishedTable(
             f"{len(failures)} runs failed, and are tried again next time: {'; '.join(failures)}"
         )
+    return path
+
+
+def write_table(table: Table, output: Path) -> Path:
+    """Write all runs of a table that are in ``output`` as Markdown."""
+    path = output / f"{table.name}.md"
+    write_atomically(path, render(table, load(output / table.name)).encode())
     return path
 
 

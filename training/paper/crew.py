@@ -133,14 +133,17 @@ def only_one(folder: Path) -> Iterator[None]:
     BusyError
         If another process holds it.
     """
-    with (folder / ".lock").open("w") as file:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(
                 f"another nvisa-train paper works on {folder}: wait for it, or use --output"
             ) from error
         yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

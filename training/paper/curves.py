@@ -36,13 +36,14 @@ def plot_losses(path: Path, runs: Runs) -> Path:
     runs
         Results by their titles, as `training.paper.runs` writes them.
     """
-    figure = new_figure(9.4, 7.6)
+    lost = any("diverged" in run for run in runs.values())
+    figure = new_figure(9.4, 7.6 if lost else 5.6)
+    note = "" if lost else "; no run diverged"
     titles(
-        figure,
-        "Training loss (Fig. 2)",
-        "minus the bound, mean of an epoch; \\*: with std annealing".replace("\\", ""),
+        figure, "Training loss (Fig. 2)", f"minus the bound, mean of an epoch; *: with std annealing{note}"
     )
-    well, ill = figure.subplots(2, 1, height_ratios=[2, 1])
+    panels = figure.subplots(2 if lost else 1, 1, squeeze=False, height_ratios=[2, 1] if lost else [1])[:, 0]
+    well, ill = panels[0], panels[-1]
     right = well.twinx()
     drawn: dict[Axes, list[np.ndarray]] = {axes: [] for axes in (*panels, right)}
     for index, (title, run) in enumerate(runs.items()):

@@ -13,11 +13,11 @@ from training import inference
 from training.checkpoint import read_json
 from training.fitted import FIT_FILE, Fitted
 from training.paper.annealing_settings import Setting, settings
-from training.paper.command import Choice, UnfinishedTable, orders_of
+from training.paper.command import Choice, UnfinishedTable, orders_of, write_table
 from training.paper.crew import carry_out_all, only_one
 from training.paper.curves import plot_losses, plot_settings
 from training.paper.datasets import DATASETS, Rows, read
-from training.paper.order import Order
+from training.paper.order import TABLES, Order
 from training.paper.panels import plot_sample_panels
 from training.precision import resolve_device
 from training.report import plot_latent
@@ -56,6 +56,7 @@ def draw_figures(choice: Choice, say: Say) -> list[Path]:
         orders[0].folder.mkdir(parents=True, exist_ok=True)
         with only_one(orders[0].folder):
             failures += carry_out_all(orders, choice.n_jobs, say)
+            write_table(TABLES[orders[0].table](choice.quick), choice.output)
     if failures:
         raise UnfinishedTable(f"runs failed, and are tried again next time: {'; '.join(failures)}")
     folder = choice.output / ("figures-quick" if choice.quick else "figures")

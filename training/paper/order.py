@@ -20,6 +20,11 @@ TABLES: dict[str, Callable[[bool], Table]] = {
 }
 
 
+def folder_name(kind: str, quick: bool) -> str:
+    """Name of the folder of a table's runs."""
+    return f"{kind}-quick" if quick else kind
+
+
 @dataclass(frozen=True)
 class Order:
     """One run of a table.

@@ -43,12 +43,22 @@ def load(folder: Path) -> list[dict[str, Any]]:
 
 
 def render(table: Table, runs: Sequence[dict[str, Any]]) -> str:
-    """Title, table, details, note, and what it was measured with."""
-    body = markdown_1(table, runs) if table.name.startswith("table1") else markdown_2(table, runs)
-    parts = [f"# {table.title}\n", body, table.note + "\n"]
+    """A file of its own: the table, every score, notes, and what it was measured with."""
+    parts = [f"# {table.title}\n", body(table, runs), table.note + "\n"]
     if runs:
         parts += ["## Details\n", details(table, runs), provenance(runs) + "\n"]
     return "\n".join(parts)
+
+
+def section(table: Table, runs: Sequence[dict[str, Any]]) -> str:
+    """A part of a page: title, table, notes, and what it was measured with."""
+    return "\n".join([f"**{table.title}**\n", body(table, runs), f"{table.note} {provenance(runs)}\n"])
+
+
+def body(table: Table, runs: Sequence[dict[str, Any]]) -> str:
+    """The table alone, in the form that its kind has."""
+    kinds = {"table1": markdown_1, "table2": markdown_2, "figure5": markdown_5}
+    return kinds[table.name.removesuffix("-quick")](table, runs)
 
 
 def markdown_1(table: Table, runs: Sequence[dict[str, Any]]) -> str:
@@ -82,6 +92,15 @@ def markdown_2(table: Table, runs: Sequence[dict[str, Any]]) -> str:
         steps = f"{_steps(mine[0]):,}" if mine and method.baseline is None else NOTHING
         lines.append([*line, samples, steps, effort(mine)])
     return markdown(["inference", "method", "MNIST", "quoted", "M", "steps", "runs"], lines)
+
+
+def markdown_5(table: Table, runs: Sequence[dict[str, Any]]) -> str:
+    """Fig. 5(b) as numbers: a row a setting of the annealing."""
+    lines = []
+    for method in table.methods:
+        mine = [run for run in runs if run["method"] == method.key]
+        lines.append([method.title, acc(mine, "test"), effort(mine)])
+    return markdown(["setting", "MNIST", "runs"], lines)
 
 
 def details(table: Table, runs: Sequence[dict[str, Any]]) -> str:
