@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -28,6 +29,10 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA
 Say = Callable[[str], None]
 
 
+class LostProcess(ArithmeticError):
+    """A process that carried out runs is gone."""
+
+
 class BusyError(ValueError):
     """Another command works on the same table."""
 
@@ -49,6 +54,8 @@ def carry_out_all(orders: Sequence[Order], n_jobs: int, say: Say) -> list[str]:
     ------
     ValueError
         If a result is there of other hyper-parameters, before anything was run.
+    LostProcess
+        If one of the processes was killed, for want of memory perhaps.
     """
     results = {order: finished(order) for order in orders}
     outlook = Outlook(n_jobs)
@@ -62,8 +69,10 @@ def carry_out_all(orders: Sequence[Order], n_jobs: int, say: Say) -> list[str]:
     def settle(order: Order, outcome: Callable[[], dict[str, Any]]) -> None:
         try:
             document = outcome()
-        except (BrokenProcessPool, KeyboardInterrupt):
-            raise
+        except BrokenProcessPool as error:
+            raise LostProcess(
+                "a process was killed, for want of memory perhaps: the same command goes on; try fewer --jobs"
+            ) from error
         except Exception as error:
             failures.append(f"{order.job.name}: {type(error).__name__}: {error}")
             say(f"failed: {failures[-1]}")
@@ -173,6 +182,8 @@ def _pool(n_jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin_process(parent: int, threads: int) -> None:
     torch.set_num_threads(threads)
+    # Ctrl-C reaches all processes of a terminal; the one that was called ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
