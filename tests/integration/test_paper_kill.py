@@ -79,5 +79,5 @@ def test_a_killed_table_leaves_no_process_and_is_gone_on_with(tmp_path):
 def test_what_cannot_be_done_is_said_in_a_line(tmp_path):
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
-    assert "MNIST: no folder" in done.stderr
+    assert "MNIST: no IDX files in" in done.stderr
     assert done.stderr.endswith(f"nvisa-train paper: --data {tmp_path / 'data'}: none of mnist is there\n")

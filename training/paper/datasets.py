@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.bundle import InputSpec
-from serving.readers import Split
+from serving.readers import DataError, Split
+from serving.readers.idx import find_images
 from training.data import Data, load
 
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -100,9 +101,9 @@ def find(dataset: DataSet, folder: Path) -> Place:
     """
     own = folder / dataset.name
     if dataset.pixels:
-        if not own.is_dir():
+        if not _has_images(own):
             raise MissingData(
-                f"{dataset.title}: no folder {own}; put its four IDX files there, "
+                f"{dataset.title}: no IDX files in {own}; put its four files there, "
                 "train-images-idx3-ubyte.gz and so on"
             )
         return Place((own, own), None, "pixels")
@@ -166,6 +167,14 @@ def read(dataset: DataSet, folder: Path, most: int | None = None, *, seed: int =
         place.source,
         f"{train.fingerprint}:{test.fingerprint}:{which}",
     )
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether both parts' IDX files are there."""
+    try:
+        return folder.is_dir() and all(find_images(folder, split) is not None for split in SPLITS)
+    except DataError:  # one part alone
+        return False
 
 
 def _labels(dataset: DataSet, part: Data) -> np.ndarray:

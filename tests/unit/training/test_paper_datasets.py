@@ -66,13 +66,21 @@ def test_features_without_labels_cannot_be_scored(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mnist", r"MNIST: no folder .*/mnist; put its four IDX files there"),
+        ("mnist", r"MNIST: no IDX files in .*/mnist; put its four files there"),
         ("cifar100", r"CIFAR-100: no .*/cifar100-features-BACKBONE-train.parquet .*nvisa-train features"),
     ],
 )
 def test_what_is_missing_is_named_and_what_to_put_where(tmp_path, name, said):
     with pytest.raises(MissingData, match=said):
         find(DATASETS[name], tmp_path)
+
+
+def test_a_folder_without_the_test_files_is_missing(tmp_path):
+    write_mnist(tmp_path / "mnist")
+    find(DATASETS["mnist"], tmp_path)
+    (tmp_path / "mnist" / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(MissingData, match="no IDX files"):
+        find(DATASETS["mnist"], tmp_path)
 
 
 def test_features_of_two_backbones_are_not_chosen_between(tmp_path):
