@@ -1,11 +1,13 @@
 """README's tables, from the committed results: ``python benchmarks/tables.py`` writes them into README.md.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, NAME being a result file's name without
-its ending. A test checks that README is up to date.
+its ending. ``paper`` stands for what ``nvisa-train paper --output benchmarks/results/paper`` has made. A test
+checks that README is up to date.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -92,8 +94,22 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+def paper() -> str:
+    """The paper's tables, each of which is a folder of runs."""
+    from training.paper.order import TABLES, folder_name
+    from training.paper.render import load, section
+
+    found = []
+    for kind, quick in itertools.product(TABLES, (True, False)):
+        if (folder := RESULTS / "paper" / folder_name(kind, quick)).is_dir():
+            found.append(section(TABLES[kind](quick), load(folder)))
+    return "\n".join(found) or "No runs are committed yet.\n"
+
+
 def table(name: str) -> str:
-    """Table of result file ``name``."""
+    """Table of result file ``name``, or all of the paper's."""
+    if name == "paper":
+        return paper()
     kind = next(kind for kind in KINDS if name.startswith(kind))
     return KINDS[kind](json.loads((RESULTS / f"{name}.json").read_text()))
 

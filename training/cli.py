@@ -23,6 +23,7 @@ commands:
   report    draw a run's clusters
   align     number and name a run's clusters like those of an older bundle
   suggest-k measure how many clusters there may be
+  paper     make the paper's tables and figures
 
 nvisa-train COMMAND --help tells a command's options."""
 
@@ -206,6 +207,39 @@ def suggest_k(arguments: Sequence[str]) -> None:
     print(f"picture and numbers written to {settings.output}")
 
 
+def paper(arguments: Sequence[str]) -> None:
+    """Run ``nvisa-train paper``."""
+    from training.paper.settings import PaperSettings, spread
+    from training.progress import TerminalProgress
+
+    settings = load_settings(PaperSettings, spread(arguments))
+    from training.allocator import keep_freed_memory
+    from training.paper.command import Choice, make_table
+
+    keep_freed_memory()
+    choice = Choice(
+        table=settings.what,
+        quick=settings.quick,
+        data=settings.data,
+        output=settings.output,
+        datasets=settings.datasets,
+        methods=settings.methods,
+        seeds=settings.seeds,
+        n_jobs=settings.jobs,
+        device=settings.device,
+    )
+    say = TerminalProgress().say
+    if settings.what == "figures":
+        from training.paper.figures import draw_figures
+
+        for picture in draw_figures(choice, say):
+            print(f"picture written to {picture}")
+        return
+    path = make_table(choice, say)
+    print(path.read_text())
+    print(f"table written to {path}")
+
+
 def _disk_of(output: Path) -> Path:
     """The folder nearest to ``output`` that is there already."""
     return next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
@@ -220,6 +254,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report,
     "align": align,
     "suggest-k": suggest_k,
+    "paper": paper,
 }
 
 
@@ -257,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         hint = "; go on with --resume" if command is fit else ""
+        hint = "; the same command goes on" if command is paper else hint
         if rank == 0:
             print(f"\nnvisa-train {arguments[0]}: interrupted{hint}", file=sys.stderr)
         return 130

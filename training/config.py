@@ -23,8 +23,13 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     n_clusters: int = Field(10, ge=1, description="number of clusters K")
-    objective: Literal["vimco", "elbo", "nvil"] = Field(
-        "vimco", description="vimco, elbo (y enumerated, z reparameterised) or nvil"
+    objective: Literal["vimco", "elbo", "nvil", "gumbel"] = Field(
+        "vimco",
+        description="vimco, elbo (y enumerated, z reparameterised), nvil, or gumbel (y relaxed, z "
+        "reparameterised)",
+    )
+    temperature: float = Field(
+        0.5, gt=0, description="of the relaxed y: the lower, the closer to one-hot (gumbel)"
     )
     likelihood: Literal["gaussian", "bernoulli"] = Field("gaussian", description="p(x|z)")
     mean_field: bool = Field(False, description="q(z|x) in place of q(z|y,x)")
@@ -42,7 +47,9 @@ class TrainingConfig(BaseModel):
     )
     latent_dim: int = Field(10, ge=1, description="dimension L of z")
     n_importance_samples: int | None = Field(
-        None, ge=1, description="samples M a row, default 15; for the elbo, draws of z for each y, default 1"
+        None,
+        ge=1,
+        description="samples M a row, default 15; for elbo, draws of z for each y, and for gumbel, default 1",
     )
     pathwise_z: bool = Field(
         False,
@@ -118,6 +125,9 @@ class TrainingConfig(BaseModel):
         description="stacked: restarts train at once, in batched matrix products (network and decoder mlp "
         "only); sequential: one after the other; auto: stacked for mlp on a GPU",
     )
+    max_rollbacks: int = Field(
+        5, ge=0, description="how often a run in trouble goes back an epoch and halves its learning rate"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     memory: Memory = Field(
         "auto",
@@ -136,6 +146,8 @@ class TrainingConfig(BaseModel):
             raise ValueError("objective vimco needs n_importance_samples >= 2")
         if self.objective == "nvil" and self.pathwise_z:
             raise ValueError("objective nvil has no pathwise_z")
+        if self.objective == "gumbel" and self.restart_mode == "stacked":
+            raise ValueError("objective gumbel has no stacked restarts: use restart_mode sequential or auto")
         if self.restart_mode == "stacked" and "conv" in (self.network, self.decoder):
             raise ValueError("restart_mode stacked needs network mlp and decoder mlp: use sequential or auto")
         if self.restart_mode == "stacked" and self.stage_tolerance > 0:
@@ -152,7 +164,7 @@ class TrainingConfig(BaseModel):
     @property
     def n_samples(self) -> int:
         """Samples M in force."""
-        return self.n_importance_samples or (1 if self.objective == "elbo" else 15)
+        return self.n_importance_samples or (1 if self.objective in ("elbo", "gumbel") else 15)
 
     @property
     def total_epochs(self) -> int:

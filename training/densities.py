@@ -96,6 +96,19 @@ def sample_categorical(log_probabilities: Tensor, n_samples: int, generator: Sou
     return (log_probabilities.detach() - waiting.log()).argmax(-1)
 
 
+def sample_relaxed(
+    log_probabilities: Tensor, n_samples: int, temperature: float, generator: Source
+) -> Tensor:
+    """Draws of the Gumbel-Softmax (Jang et al., 2017): ``(..., B, K) -> (n_samples, ..., B, K)``.
+
+    ``softmax((log π + g) / temperature)`` with Gumbel noise g; each is near a corner of the simplex, and the
+    gradient reaches the probabilities through it.
+    """
+    shape = (n_samples, *log_probabilities.shape)
+    waiting = draw("exponential", shape, generator, log_probabilities.device)
+    return ((log_probabilities - waiting.log()) / temperature).softmax(-1)
+
+
 def sample_normal(mean: Tensor, std: Tensor, generator: Source) -> Tensor:
     """A draw from N(mean, std²) as mean + std · noise; detach it for a score-function estimator."""
     return mean + std * draw("normal", tuple(mean.shape), generator, mean.device)

@@ -74,6 +74,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         n_clusters: int = 10,
         *,
         objective: str = "vimco",
+        temperature: float = 0.5,
         likelihood: str = "gaussian",
         mean_field: bool = False,
         network: str = "auto",
@@ -104,6 +105,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         balance: float = 0.0,
         restarts: int = 1,
         restart_mode: str = "auto",
+        max_rollbacks: int = 5,
         device: str = "auto",
         memory: str = "auto",
         precision: str = "auto",
@@ -114,6 +116,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
     ) -> None:
         self.n_clusters = n_clusters
         self.objective = objective
+        self.temperature = temperature
         self.likelihood = likelihood
         self.mean_field = mean_field
         self.network = network
@@ -144,6 +147,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.balance = balance
         self.restarts = restarts
         self.restart_mode = restart_mode
+        self.max_rollbacks = max_rollbacks
         self.device = device
         self.memory = memory
         self.precision = precision

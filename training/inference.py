@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.densities import normal_log_density, sample_normal
+from training.densities import normal_log_density, sample_categorical, sample_normal
 from training.model import NVISAModel
 from training.rows import part_rows
 from training.schedule import epoch_generator
@@ -73,6 +73,18 @@ def sample_posterior(model: NVISAModel, x: np.ndarray, seed: int) -> np.ndarray:
     for part in parts(model, x):
         encoding = model.encode(model.preprocess(part))
         found.append(sample_normal(*model.q_z(encoding.hidden, encoding.log_q_y.argmax(-1)), generator).cpu())
+    return torch.cat(found).numpy()
+
+
+@torch.no_grad()
+def sample_aggregate(model: NVISAModel, x: np.ndarray, seed: int) -> np.ndarray:
+    """z ~ sum_y q(z|y,x) q(y|x), one draw a row: ``(n, *shape) -> (n, L)``, float32 (paper §III-D)."""
+    generator = torch.Generator(model.shift.device).manual_seed(seed)
+    found = []
+    for part in parts(model, x):
+        encoding = model.encode(model.preprocess(part))
+        y = sample_categorical(encoding.log_q_y, 1, generator)[0]
+        found.append(sample_normal(*model.q_z(encoding.hidden, y), generator).cpu())
     return torch.cat(found).numpy()
 
 

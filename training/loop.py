@@ -24,7 +24,6 @@ from training.state import CHECKPOINT_FILE, Run, restore_run, save_run
 from training.update import Updates
 from training.warm_start import WarmStart, drifted_features
 
-MAX_ROLLBACKS = 5
 # Leading eigenvalue of MNIST's covariance in units of x / 256: the data at which the paper starts ε at 1.
 MNIST_LEADING_VARIANCE = 5.2
 
@@ -125,7 +124,7 @@ def advance(
     while run.epoch < until and epochs_left(config, run.bounds) > 0:
         record = _train_epoch(run, rows, config, updates)
         if (wrong := trouble(record["bound"], run.history)) is not None:
-            _roll_back(run, good, wrong, say)
+            _roll_back(run, good, wrong, config.max_rollbacks, say)
             continue
         complete_epoch(run, record, rows, config)
         run.seconds = time.monotonic() - began
@@ -261,11 +260,11 @@ def _epoch_batches(
         yield raw, anchors[index] if anchors is not None else None
 
 
-def _roll_back(run: Run, good: Mapping[str, Tensor], wrong: str, say: Say) -> None:
+def _roll_back(run: Run, good: Mapping[str, Tensor], wrong: str, most: int, say: Say) -> None:
     run.rollbacks += 1
-    if run.rollbacks > MAX_ROLLBACKS:
+    if run.rollbacks > most:
         raise DivergedError(
-            f"{wrong} at epoch {run.epoch}, after {MAX_ROLLBACKS} rollbacks: "
+            f"{wrong} at epoch {run.epoch}, after {most} rollbacks: "
             "lower learning_rate, raise epsilon_x, or take more importance samples"
         )
     run.load(good)

@@ -157,6 +157,13 @@ class NVISAModel(nn.Module):
         # A product, not a look-up: its gradient is summed in float32 even when features are bfloat16.
         return self._z_head(features + F.one_hot(y, self.n_clusters).to(features.dtype) @ self.z_from_y)
 
+    def q_z_relaxed(self, hidden: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`q_z` at a point of the simplex: ``hidden (B, H)``, ``y (M, B, K)`` -> two of ``(M, B, L)``."""
+        features = self.z_from_x(hidden).expand(len(y), -1, -1)
+        if self.z_from_y is not None:
+            features = features + y.to(features.dtype) @ self.z_from_y.to(features.dtype)
+        return self._z_head(features)
+
     def _z_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         features = F.leaky_relu(features, NEGATIVE_SLOPE)
         return self.z_mean(features), bounded_std(self.z_raw_std(features), self.epsilon_z)
@@ -164,6 +171,11 @@ class NVISAModel(nn.Module):
     def p_z(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of p(z|y), std = SoftPlus(.) + 1: ``y (...)`` -> two of ``(..., L)``."""
         return F.embedding(y, self.prior_mean), bounded_std(F.embedding(y, self.prior_raw_std), 1.0)
+
+    def p_z_relaxed(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`p_z` at a point of the simplex, parameters interpolated: ``y (M, B, K)`` -> ``(M, B, L)`` each."""
+        with torch.autocast(y.device.type, enabled=False):
+            return y @ self.prior_mean, bounded_std(y @ self.prior_raw_std, 1.0)
 
     def log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z): ``x (B, D)``, ``z (M, B, L)`` -> ``(M, B)`` in nats.

@@ -127,3 +127,21 @@ def enumerated_elbo(log_weights: Tensor, log_q_y: Tensor) -> Objective:
     """
     elbo = (log_q_y.exp() * log_weights.mean(0)).sum(0)
     return Objective(elbo, elbo.detach())
+
+
+def relaxed_elbo(log_weights: Tensor, log_q_y: Tensor) -> Objective:
+    """ELBO with y relaxed to the simplex (Gumbel-Softmax) and z reparameterised (paper, footnote 2).
+
+    As in Jang et al. (2017) the KL divergence of y is that of the categorical distributions, and only what
+    the nets make of y sees the relaxed one. A bound of log p(x) in the limit of temperature zero alone.
+
+    Parameters
+    ----------
+    log_weights
+        ``(M, batch)``: ``log p(x|z) + log p(z|y) - log q(z|y,x)`` for reparameterised samples.
+    log_q_y
+        ``(K, batch)``.
+    """
+    divergence = (log_q_y.exp() * log_q_y).sum(0) + math.log(len(log_q_y))
+    elbo = log_weights.mean(0) - divergence
+    return Objective(elbo, elbo.detach())

@@ -45,7 +45,8 @@ class GivenUp:
 def stacks(config: TrainingConfig, spec: InputSpec, device: torch.device) -> bool:
     """Whether the restarts of a fit train at once (``restart_mode``).
 
-    Those whose stages end as their own bounds converge do not: a stack has one ε and one learning rate.
+    Those whose stages end as their own bounds converge do not, as a stack has one ε and one learning rate, nor
+    does Gumbel-Softmax.
 
     Raises
     ------
@@ -59,7 +60,8 @@ def stacks(config: TrainingConfig, spec: InputSpec, device: torch.device) -> boo
             "give network mlp, or use restart_mode sequential or auto"
         )
     if config.restart_mode == "auto":
-        return not convolves and device.type == "cuda" and config.stage_tolerance == 0
+        alike = not convolves and config.objective != "gumbel" and config.stage_tolerance == 0
+        return alike and device.type == "cuda"
     return config.restart_mode == "stacked"
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from training.agreement import anchor_loss
 from training.config import TrainingConfig
-from training.densities import normal_log_density, sample_categorical, sample_normal
+from training.densities import normal_log_density, sample_categorical, sample_normal, sample_relaxed
 from training.model import Baseline, Encoding, NVISAModel
 from training.noise import Source
-from training.objectives import Objective, enumerated_elbo, nvil, vimco
+from training.objectives import Objective, enumerated_elbo, nvil, relaxed_elbo, vimco
 from training.stacked_model import StackedBaseline
 
 BLOCK_VALUES = 2**25
@@ -66,6 +66,8 @@ def _estimate(
 ) -> Objective:
     if config.objective == "elbo":
         return _enumerated(model, x, encoding.log_q_y, encoding.hidden, config, generator)
+    if config.objective == "gumbel":
+        return _relaxed(model, x, encoding, config, generator)
     y = sample_categorical(encoding.log_q_y, config.n_samples, generator)
     mean, std = model.q_z(encoding.hidden, y)
     z = sample_normal(mean, std, generator)
@@ -97,6 +99,16 @@ def _enumerated(
     log_q = log_q_y + normal_log_density(z, mean, std).unflatten(0, (draws, n_clusters))
     log_weights = model.log_joint(x, y, z).unflatten(0, (draws, n_clusters)) - log_q
     return enumerated_elbo(log_weights, log_q_y)
+
+
+def _relaxed(
+    model: NVISAModel, x: Tensor, encoding: Encoding, config: TrainingConfig, generator: Source
+) -> Objective:
+    y = sample_relaxed(encoding.log_q_y, config.n_samples, config.temperature, generator)
+    mean, std = model.q_z_relaxed(encoding.hidden, y)
+    z = sample_normal(mean, std, generator)
+    log_p = model.log_p_x(x, z) + normal_log_density(z, *model.p_z_relaxed(y))
+    return relaxed_elbo(log_p - normal_log_density(z, mean, std), encoding.log_q_y.movedim(-1, 0))
 
 
 def rows_at_once(model: NVISAModel, n_samples: int) -> int:

@@ -31,7 +31,21 @@ def test_tables_are_those_of_the_committed_results():
 
 def test_every_result_has_its_table():
     shown = set(re.findall(r"<!-- table: (\S+) -->", README))
-    assert shown == {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert shown == {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")} | {"paper"}
+
+
+def test_every_run_of_the_paper_is_of_a_table_that_is_shown():
+    from training.paper.order import TABLES, folder_name
+
+    known = {folder_name(kind, quick): kind for kind in TABLES for quick in (True, False)}
+    for folder in (ROOT / "benchmarks" / "results" / "paper").glob("*/"):
+        if folder.name.startswith("figures"):
+            continue
+        methods = {
+            method.key for method in TABLES[known[folder.name]](folder.name.endswith("-quick")).methods
+        }
+        for path in folder.glob("*/*.json"):
+            assert json.loads(path.read_text())["method"] in methods, path
 
 
 def test_the_ways_of_assigning_agree():

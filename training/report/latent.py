@@ -22,6 +22,7 @@ def plot_latent(
     *,
     n_clusters: int | None = None,
     max_points: int = 2000,
+    title: str = "Latent space by t-SNE",
 ) -> Path:
     """Draw encoded z, coloured by assigned cluster, beside z drawn from the prior, coloured by component.
 
@@ -45,6 +46,8 @@ def plot_latent(
     max_points
         Rows reduced at most, both kinds together; t-SNE of 2,000 takes seconds, of 20,000 minutes. If there
         are more, a random part of each is taken.
+    title
+        Above the picture.
 
     Raises
     ------
@@ -70,7 +73,7 @@ def plot_latent(
     dropped = sum(int((~np.isfinite(z).all(1)).sum()) for _, z, _ in sides)
     notes += [f"{dropped:,} rows with values that are not finite left out"] if dropped else []
     notes.append("numbers: cluster ids, at the median of their rows; t-SNE axes have no unit")
-    titles(figure, "Latent space by t-SNE", "; ".join(notes))
+    titles(figure, title, "; ".join(notes))
     panels = figure.subplots(1, len(sides), squeeze=False, sharex=True, sharey=True)[0]
     start = 0
     for axes, (name, every, _), (z, side_ids) in zip(panels, sides, chosen, strict=True):

@@ -16,6 +16,7 @@ from training.densities import (
     normal_log_density,
     sample_categorical,
     sample_normal,
+    sample_relaxed,
 )
 
 
@@ -80,6 +81,20 @@ def test_sample_categorical_has_the_right_frequencies():
         expected = probabilities[row].double()
         expected = (20_000 * expected / expected.sum()).numpy()
         assert stats.chisquare(counts, expected).pvalue > 1e-4
+
+
+def test_sample_relaxed_is_the_gumbel_softmax():
+    log_probabilities = torch.tensor([[0.1, 0.6, 0.3]]).log()
+    generator = torch.Generator().manual_seed(0)
+    found = sample_relaxed(log_probabilities, 20_000, 0.7, generator)[:, 0]
+    torch.testing.assert_close(found.sum(-1), torch.ones(20_000))
+    # The difference of two Gumbel variables is logistic.
+    for one, other in ((0, 1), (1, 2), (2, 0)):
+        difference = 0.7 * (found[:, one].log() - found[:, other].log())
+        centre = (log_probabilities[0, one] - log_probabilities[0, other]).item()
+        assert stats.kstest(difference.numpy(), stats.logistic(centre).cdf).pvalue > 1e-3
+    corners = sample_relaxed(log_probabilities, 20_000, 1e-3, generator)[:, 0].argmax(-1).bincount() / 20_000
+    torch.testing.assert_close(corners, torch.tensor([0.1, 0.6, 0.3]), rtol=0, atol=0.015)
 
 
 def test_sample_normal_is_reparameterised():

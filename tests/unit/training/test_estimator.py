@@ -157,7 +157,7 @@ def test_warm_start_goes_on_from_the_fit_before(blobs):
     ("changes", "message"),
     [
         ({"n_clusters": 0}, "n_clusters: Input should be greater than or equal to 1"),
-        ({"objective": "magic"}, "objective: Input should be 'vimco', 'elbo' or 'nvil'"),
+        ({"objective": "magic"}, "objective: Input should be 'vimco', 'elbo', 'nvil' or 'gumbel'"),
         ({"n_importance_samples": 1}, "objective vimco needs n_importance_samples >= 2"),
         ({"epsilon_x": -1.0}, "epsilon_x must be positive"),
         ({"epsilon_x": np.nan}, "epsilon_x.*finite number"),

@@ -57,7 +57,10 @@ def assert_same(a: dict, b: dict) -> None:
 
 
 @pytest.mark.parametrize("initialisation", ["random", "gmm"])
-@pytest.mark.parametrize("changes", [{}, {"objective": "nvil"}, {"objective": "elbo"}, {"precision": "low"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"objective": "nvil"}, {"objective": "elbo"}, {"objective": "gumbel"}, {"precision": "low"}],
+)
 def test_resume_is_exact(rows, tmp_path, initialisation, changes):
     changes = changes | {"initialisation": initialisation}
     whole = train(config(**changes), rows, SPEC)

@@ -117,6 +117,54 @@ def small_model(**changes) -> NVISAModel:
     return NVISAModel(config, InputSpec(dtype="uint8", shape=(4, 4), meaning="image"))
 
 
+@pytest.mark.parametrize("mean_field", [False, True])
+def test_a_corner_of_the_simplex_is_its_cluster(mean_field):
+    model = small_model(mean_field=mean_field)
+    with torch.no_grad():
+        model.prior_raw_std.normal_()
+    hidden, y = torch.randn(5, 6), torch.randint(K, (4, 5))
+    corners = torch.nn.functional.one_hot(y, K).float()
+    torch.testing.assert_close(model.q_z_relaxed(hidden, corners), model.q_z(hidden, y))
+    torch.testing.assert_close(model.p_z_relaxed(corners), model.p_z(y))
+
+
+def test_the_relaxed_bound_comes_to_the_enumerated_one_as_the_temperature_falls():
+    model = small_model()
+    x = torch.rand(6, 16)
+    with torch.no_grad():
+        model.prior_mean.mul_(3)
+
+        def bounds(**changes):
+            config = TrainingConfig(n_clusters=K, latent_dim=L, n_importance_samples=4000, **changes)
+            generator = torch.Generator().manual_seed(1)
+            return batch_objective(model, None, x, config, generator).objective.bound
+
+        exact = bounds(objective="elbo")
+        errors = {
+            temperature: (bounds(objective="gumbel", temperature=temperature) - exact).abs().max().item()
+            for temperature in (1e-3, 1.0)
+        }
+    assert errors[1e-3] < 0.2 < errors[1.0]
+
+
+def test_the_relaxed_objective_teaches_q_of_y():
+    # Of two clusters one explains the rows: z near its prior's mean is decoded to them.
+    torch.manual_seed(0)
+    model, x = small_model(), torch.rand(64, 16)
+    config = TrainingConfig(n_clusters=K, latent_dim=L, objective="gumbel", n_importance_samples=64)
+    with torch.no_grad():
+        model.prior_mean.copy_(torch.tensor([[0.0, 0.0], [30.0, 0.0], [0.0, 30.0]]))
+        model.z_from_y.zero_()
+    optimiser = torch.optim.SGD(model.y_head.parameters(), 0.1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        optimiser.zero_grad()
+        (-batch_objective(model, None, x, config, generator).objective.surrogate.mean()).backward()
+        optimiser.step()
+    # q(z|y,x) is the same for all y, near zero, where the first cluster's prior is.
+    assert (model.encode(x).log_q_y.exp()[:, 0] > 0.9).all()
+
+
 def test_stds_keep_their_lower_bounds():
     model = small_model()
     model.epsilon_z.fill_(0.25)

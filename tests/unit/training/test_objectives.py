@@ -15,6 +15,7 @@ from training.objectives import (
     leave_one_out_bound,
     monte_carlo_bound,
     nvil,
+    relaxed_elbo,
     vimco,
 )
 
@@ -106,6 +107,15 @@ def test_enumerated_elbo_is_the_exact_elbo_and_gradient(toy):
         torch.autograd.grad(objective.surrogate.sum(), toy, retain_graph=True),
         torch.autograd.grad(exact, toy),
     )
+
+
+def test_relaxed_elbo_is_the_exact_elbo_where_y_says_all_there_is():
+    # One sample for each y, weighted by hand: log w holds log p(x|y) alone, p(y) being uniform.
+    log_p_x = torch.tensor([-3.0, -1.0, -2.5], dtype=torch.float64)
+    log_q_y = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+    exact = (log_q_y.exp() * (log_p_x - math.log(3) - log_q_y)).sum()
+    bounds = [relaxed_elbo(log_p_x[k].view(1, 1), log_q_y[:, None]).bound for k in range(3)]
+    torch.testing.assert_close((log_q_y.exp() * torch.cat(bounds)).sum(), exact)
 
 
 def reference_leave_one_out(log_weights: np.ndarray) -> np.ndarray:
