@@ -49,6 +49,14 @@ class LabelSettings(LayeredSettings):
     target: str | None = Field(
         None, description="let the server at HOST:PORT do the work; it must have the very same model"
     )
+    tls: bool = Field(False, description="use TLS to --target, trusting the authorities that gRPC does")
+    ca: Path | None = Field(None, description="use TLS, trusting the authorities in this PEM file instead")
+    cert: Path | None = Field(None, description="PEM file: this job's certificate, for mutual TLS")
+    key: Path | None = Field(None, description="PEM file: its private key")
+    token_file: Path | None = Field(None, description="file with the token that the server asks for")
+    allow_insecure_token: bool = Field(
+        False, description="send the token in plaintext to another machine, too"
+    )
     shard: Annotated[str, AfterValidator(_checked_shard)] = Field(
         "0/1", description="i/n: do every n-th shard from the i-th on; n processes share one output folder"
     )
