@@ -60,6 +60,7 @@ class AsyncClusterClient:
         self._max_message_bytes = max_message_bytes
         options = channel_options(max_message_bytes) + security.channel_options(target)
         credentials = security.credentials()
+        self._security = security
         self._token = TokenSource(security)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options)
@@ -148,4 +149,4 @@ class AsyncClusterClient:
         try:
             yield
         except grpc.RpcError as error:
-            raise ClusterServiceError.of(error, self.target) from error
+            raise ClusterServiceError.of(error, self.target, self._security) from error

@@ -15,7 +15,7 @@ Option = tuple[str, str | int]
 
 
 class SecurityError(ValueError):
-    """A certificate, key or token cannot be used, or would cross the network in plaintext; says what to do."""
+    """A certificate or token cannot be used, or would be sent in plaintext; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class ClusterClient:
         self._max_message_bytes = max_message_bytes
         options = channel_options(max_message_bytes) + security.channel_options(target)
         credentials = security.credentials()
+        self._security = security
         self._token = TokenSource(security)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)
@@ -200,4 +201,4 @@ class ClusterClient:
         try:
             yield
         except grpc.RpcError as error:
-            raise ClusterServiceError.of(error, self.target) from error
+            raise ClusterServiceError.of(error, self.target, self._security) from error
