@@ -37,10 +37,6 @@ def test_a_pair_that_fits_is_taken_with_its_expiry(key_type):
 
 
 def test_the_chain_expires_with_its_first_certificate_to_do_so():
-    middle = CA.create_child_ca()
-    leaf = middle.issue_cert("localhost")
-    earliest = check_certificates([chain(SERVER), key(SERVER)]).expires
-    assert check_certificates([chain(leaf), key(leaf)]).expires <= earliest.replace(year=9999)
     soon = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
     short = CA.issue_cert("localhost", not_after=soon)
     both = chain(SERVER) + chain(short)
@@ -86,5 +82,5 @@ def test_an_expired_certificate_is_refused_from_that_second_on():
     ends = check_certificates([chain(SERVER), key(SERVER)]).expires
     contents = [chain(SERVER), key(SERVER)]
     check_certificates(contents, ends - timedelta(seconds=1))
-    with pytest.raises(CredentialError, match="expired on .*; renew it"):
+    with pytest.raises(CredentialError, match=r"expired on .*; renew it"):
         check_certificates(contents, ends)

@@ -100,10 +100,10 @@ def test_it_recovers_by_the_old_content_and_by_new(reloaded, paths, counted, the
 
 
 def test_at_start_it_is_an_error_that_names_the_files(paths, metrics, tmp_path):
-    with pytest.raises(StartError, match="numbers, .*none: cannot read .*none: No such file"):
+    with pytest.raises(StartError, match=r"numbers, .*none: cannot read .*none: No such file"):
         Reloaded("numbers", [tmp_path / "none"], number, metrics)
     paths[0].write_bytes(b"x")
-    with pytest.raises(StartError, match="numbers, .*a, .*b: not a number"):
+    with pytest.raises(StartError, match=r"numbers, .*a, .*b: not a number"):
         Reloaded("numbers", paths, number, metrics)
 
 
