@@ -18,16 +18,19 @@ def is_loopback(host: str) -> bool:
 def target_is_local(target: str) -> bool:
     """Whether everything sent to the gRPC target ``target`` stays on this machine.
 
-    Targets are ``host:port``, with a scheme and possibly an authority before it (``dns://server/host:port``),
-    a list of addresses (``ipv4:127.0.0.1:1,127.0.0.2:1``) or a Unix socket (``unix:path``). What cannot be
-    told is taken not to be local.
+    Targets are ``host:port``, possibly with a scheme before it (``dns:host:port``, ``dns:///host:port``), a
+    list of addresses (``ipv4:127.0.0.1:1,127.0.0.2:1``) or a Unix socket (``unix:path``). What cannot be told
+    is taken not to be local, such as a name that a DNS server of the target's choice resolves
+    (``dns://server/host:port``).
     """
     scheme, colon, rest = target.partition(":")
     if colon and scheme in ("unix", "unix-abstract"):
         return True
     if colon and scheme in ("dns", "ipv4", "ipv6"):
         if rest.startswith("//"):
-            rest = rest[2:].partition("/")[2]
+            server, _, rest = rest[2:].partition("/")
+            if server:
+                return False
         target = rest
     return all(is_loopback(_host(address)) for address in target.split(","))
 

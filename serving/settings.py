@@ -101,6 +101,8 @@ class ServerSettings(LayeredSettings):
             raise ValueError("--tls-certificate and --tls-key go together; pass both")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("--tls-client-ca needs TLS; pass --tls-certificate and --tls-key, too")
+        if self.health_needs_token and self.token_file is None:
+            raise ValueError("--health-needs-token: there are no tokens; pass --token-file, too")
         local = is_loopback(self.host) or self.tls_certificate is not None
         if self.token_file is not None and not local and not self.allow_insecure_tokens:
             raise ValueError(

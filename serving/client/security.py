@@ -41,7 +41,7 @@ class Security:
     tls: bool = False
     ca: Path | None = None
     cert: Path | None = None
-    key: Path | None = field(default=None, repr=False)
+    key: Path | None = None
     token_file: Path | None = None
     token: str | None = field(default=None, repr=False)
     allow_insecure_token: bool = False

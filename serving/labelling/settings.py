@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from serving.configuration import LayeredSettings
@@ -81,6 +81,14 @@ class LabelSettings(LayeredSettings):
         description="how a changed input is noticed: by content, or by names, sizes and times; "
         "auto: content up to 1 GiB",
     )
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        names = ("tls", "ca", "cert", "key", "token_file", "allow_insecure_token")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        if given and self.target is None:
+            raise ValueError(f"{', '.join(given)}: for a server only, and there is no --target")
+        return self
 
     @property
     def shard_index(self) -> int:

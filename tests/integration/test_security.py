@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from concurrent import futures
+from contextlib import ExitStack
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -441,6 +444,40 @@ def test_tokens_are_replaced_while_clients_call(bundle, tmp_path):
         log = json.dumps(server.log())
     for secret in (INFERENCE, UNKNOWN, "short"):
         assert f":{secret}" not in log
+
+
+def test_requests_without_a_token_take_no_memory(bundle, token_files, tmp_path):
+    body, n_calls = bytes(60 << 20), 8
+
+    def peak():
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
+
+    flags = ("--token-file", str(token_files / "server"))
+    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    with ServerProcess(bundle.path.parents[1], tmp_path, *flags) as server, ExitStack() as open_channels:
+        before = peak()
+        channels = [
+            open_channels.enter_context(grpc.insecure_channel(server.grpc_target, options))
+            for _ in range(n_calls)
+        ]
+        calls = [channel.unary_unary(METHODS[0]).future(body, timeout=TIMEOUT) for channel in channels]
+        assert {call.exception().code() for call in calls} == {CODE.UNAUTHENTICATED}
+        assert peak() - before < len(body)  # with a token it is more than all of them together
+
+
+def test_the_port_for_probes_says_that_the_server_drains(bundle, tmp_path):
+    flags = ("--health-port", "0", "--drain-seconds", "1000")
+    with ServerProcess(bundle.path.parents[1], tmp_path, *flags) as server:
+        server.terminate()
+        eventually(lambda: server.get("/readyz")[0] == 503)
+        with grpc.insecure_channel(server.health_target) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            ready = check(health_pb2.HealthCheckRequest(service="nvisa.v1.ClusterService"), timeout=TIMEOUT)
+            assert ready.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert check(health_pb2.HealthCheckRequest(service=""), timeout=TIMEOUT).status == SERVING
+        server.terminate()
+        assert server.wait() == 0
 
 
 def start_flags(bundle, *more):

@@ -19,7 +19,7 @@ def test_what_may_be_another(host):
     "target",
     [
         *("localhost:8001", "127.0.0.1:8001", "[::1]:8001", "::1", "localhost"),
-        *("dns:localhost:8001", "dns:///localhost:8001", "dns://8.8.8.8/localhost:8001"),
+        *("dns:localhost:8001", "dns:///localhost:8001"),
         *("ipv4:127.0.0.1:8001", "ipv4:127.0.0.1:8001,127.0.0.2:8001", "ipv6:[::1]:8001"),
         *("unix:/run/nvisa.sock", "unix:///run/nvisa.sock", "unix-abstract:nvisa"),
     ],
@@ -32,7 +32,7 @@ def test_local_targets(target):
     "target",
     [
         *("nvisa:8001", "10.0.0.1:8001", "[2001:db8::1]:8001", "0.0.0.0:8001", ""),
-        *("dns:///nvisa:8001", "dns://localhost/nvisa:8001", "dns:nvisa"),
+        *("dns:///nvisa:8001", "dns://localhost/nvisa:8001", "dns:nvisa", "dns://10.0.0.1/localhost:8001"),
         *("ipv4:127.0.0.1:8001,10.0.0.1:8001", "xds:///localhost:8001", "vsock:1:8001"),
     ],
 )

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from serving.certificates import check_certificates
 from serving.reloading import CredentialError
@@ -21,9 +21,10 @@ def key(certificate):
     return certificate.private_key_pem.bytes()
 
 
-def pem(private_key, password=None):
+def with_key(private_key, password=None):
     lock = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    return private_key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
+    form = serialization.PrivateFormat.PKCS8
+    return [chain(SERVER), private_key.private_bytes(serialization.Encoding.PEM, form, lock)]
 
 
 @pytest.mark.parametrize("key_type", [trustme.KeyType.ECDSA, trustme.KeyType.RSA])
@@ -67,9 +68,10 @@ def weak_rsa():
         (lambda: [chain(SERVER), key(SERVER)[:100]], "the key is not a PEM private key, or is cut short"),
         (lambda: [chain(SERVER), b""], "the key is not a PEM private key"),
         (lambda: [chain(SERVER), key(SERVER), b"\xff"], "the client CA is not PEM"),
-        (lambda: [chain(SERVER), pem(weak_rsa(), b"secret")], "the key is encrypted"),
-        (lambda: [chain(SERVER), pem(weak_rsa())], "of a kind that cannot be served"),
-        (lambda: [chain(SERVER), pem(ed25519.Ed25519PrivateKey.generate())], "cannot be served"),
+        (lambda: with_key(weak_rsa(), b"secret"), "the key is encrypted"),
+        (lambda: with_key(weak_rsa()), "of a kind that cannot be served"),
+        (lambda: with_key(ed25519.Ed25519PrivateKey.generate()), "cannot be served"),
+        (lambda: with_key(ec.generate_private_key(ec.SECP521R1())), "RSA of 2048 bits or more, or ECDSA"),
     ],
 )
 def test_what_gRPC_would_fail_every_handshake_with_is_refused(contents, says):

@@ -4,6 +4,7 @@ import pytest
 
 from serving.configuration import InvalidSettings, load_settings
 from serving.errors import StartError
+from serving.labelling.settings import LabelSettings
 from serving.metrics import Metrics
 from serving.security import Security
 from serving.settings import ServerSettings
@@ -24,6 +25,7 @@ def load(*flags):
         (TLS[:2], "go together"),
         (TLS[2:], "go together"),
         (["--tls-client-ca", "ca.pem"], "--tls-client-ca needs TLS"),
+        (["--health-needs-token"], "there are no tokens"),
         (TOKENS + ANY, "tokens would cross the network to 0.0.0.0 in plaintext"),
         ([*TOKENS, "--host", "nvisa.example"], "in plaintext"),
     ],
@@ -33,6 +35,13 @@ def test_refused(flags, says):
         load(*flags)
     assert says in str(caught.value)
     assert not str(caught.value).startswith("Value error")
+
+
+def test_a_job_without_a_server_refuses_what_is_for_one():
+    flags = ["--model", "m", "--input", "i", "--output", "o", "--ca", "ca.pem", "--token-file", "t"]
+    with pytest.raises(InvalidSettings, match="--ca, --token-file: for a server only, and there is no"):
+        load_settings(LabelSettings, flags)
+    assert load_settings(LabelSettings, [*flags, "--target", "nvisa:8001"]).target == "nvisa:8001"
 
 
 @pytest.mark.parametrize(
