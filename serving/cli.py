@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _serve(settings: ServerSettings) -> int:
+    # gRPC's core writes a line of its own to standard error for every TLS handshake that fails, which is
+    # neither JSON nor bounded: any port scanner could fill the log. Who looks for the cause of one sets the
+    # variable to ERROR.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Imported here: --help and a wrong flag should not wait for gRPC.
     from serving.errors import StartError
     from serving.server import Server

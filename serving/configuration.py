@@ -108,7 +108,7 @@ def load_settings(kind: type[SettingsT], arguments: Sequence[str] | None = None)
 
 def _explain(prefix: str, flags: dict[str, Any], path: Any, error: dict[str, Any]) -> str:
     if not error["loc"]:
-        return str(error["msg"])
+        return str(error["msg"]).removeprefix("Value error, ")
     key = str(error["loc"][0])
     flag, variable = f"--{key.replace('_', '-')}", prefix + key.upper()
     if error["type"] == "missing":

@@ -31,6 +31,14 @@ class NotReady(ServingError):
     """The model is still loading, or the server is draining; another try may succeed."""
 
 
+class Unauthenticated(ServingError):
+    """The caller shows no token, or one that is not known."""
+
+
+class Forbidden(ServingError):
+    """The caller's token is known, and not good for this method."""
+
+
 class DeadlinePassed(ServingError):
     """The caller's deadline passed while its rows waited; they were not computed."""
 
@@ -58,6 +66,8 @@ STATUS_CODES: dict[type[ServingError], grpc.StatusCode] = {
     NotReady: grpc.StatusCode.UNAVAILABLE,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 

@@ -1,4 +1,4 @@
-"""The gRPC port: every service on one server, within the message limits."""
+"""The gRPC port: every service on one server, within the message limits; and the port for probes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from collections.abc import Callable
 import grpc
 
 from serving import grpc_assign, grpc_inference, health
+from serving.auth import Authenticator
 from serving.errors import StartError
 from serving.metrics import Metrics
 from serving.pb.nvisa.v1 import cluster_pb2
+from serving.reloading import Reloaded
 from serving.repository import Repository
 from serving.rpc import service_handler
 from serving.settings import ServerSettings
+from serving.tokens import Tokens
 
 SERVICES = (grpc_assign.SERVICE.full_name, grpc_inference.SERVICE.full_name)
+REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
+# A health check names a service; whoever sends more wants something else.
+_HEALTH_MESSAGE_BYTES = 4096
 
 
 def build_grpc_server(
@@ -25,15 +31,20 @@ def build_grpc_server(
     health_service: health.HealthService,
     is_ready: Callable[[], bool],
     draining: asyncio.Event,
+    tokens: Reloaded[Tokens] | None = None,
 ) -> grpc.aio.Server:
-    """Put all services on a server that does not listen yet; ``draining`` ends calls that stream."""
+    """Put all services on a server that does not listen yet.
+
+    ``draining`` ends calls that stream; with ``tokens``, callers must show one.
+    """
     server = grpc.aio.server(
+        interceptors=[_authenticator(settings, tokens, metrics)] if tokens is not None else None,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             # Without this a second server would share the port without a word.
             ("grpc.so_reuseport", 0),
-        ]
+        ],
     )
     limits = cluster_pb2.Limits(
         max_message_bytes=settings.max_message_bytes,
@@ -52,24 +63,52 @@ def build_grpc_server(
     if settings.reflection:
         from grpc_reflection.v1alpha import reflection
 
+        assert reflection.SERVICE_NAME == REFLECTION_SERVICE
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     return server
 
 
-def listen(server: grpc.aio.Server, host: str, port: int) -> int:
-    """Bind ``server``, and return the port; 0 takes any free one.
+def build_health_server(health_service: health.HealthService) -> grpc.aio.Server:
+    """Put the health service alone on a server: kubelet's probes speak neither TLS nor tokens."""
+    limit = ("grpc.max_receive_message_length", _HEALTH_MESSAGE_BYTES)
+    server = grpc.aio.server(options=[limit, ("grpc.so_reuseport", 0)])
+    health.add_to_server(health_service, server)
+    return server
+
+
+def listen(
+    server: grpc.aio.Server,
+    host: str,
+    port: int,
+    credentials: grpc.ServerCredentials | None = None,
+    flag: str = "--grpc-port",
+) -> int:
+    """Bind ``server``, and return the port; 0 takes any free one. Plaintext without ``credentials``.
 
     Raises
     ------
     StartError
         If the port cannot be had.
     """
-    address = f"[{host}]" if ":" in host else host
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return int(server.add_insecure_port(f"{address}:{port}"))
+        if credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials))
     except RuntimeError as error:
         raise StartError(
             f"cannot listen on {host}:{port} (gRPC): the port is taken, or the address is not this "
-            "machine's; pass another --grpc-port or --host"
+            f"machine's; pass another {flag} or --host"
         ) from error
+
+
+def _authenticator(settings: ServerSettings, tokens: Reloaded[Tokens], metrics: Metrics) -> Authenticator:
+    described = (grpc_assign.SERVICE, grpc_inference.SERVICE)
+    methods = [f"{service.full_name}/{method.name}" for service in described for method in service.methods]
+    open_services = set()
+    if not settings.health_needs_token:
+        open_services.add(health.SERVICE_NAME)
+    if not settings.reflection_needs_token:
+        open_services.add(REFLECTION_SERVICE)
+    return Authenticator(tokens, methods, open_services, metrics)

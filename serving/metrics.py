@@ -86,6 +86,25 @@ class Metrics:
         self._on_cuda = Gauge(
             "nvisa_model_on_cuda", "1 if the model runs on CUDA, 0 if on the CPU", _MODEL, registry=registry
         )
+        self.authentications = Counter(
+            "nvisa_authentications",
+            "Calls that had to show a token, by outcome: accepted, missing, wrong, forbidden",
+            ("outcome",),
+            registry=registry,
+        )
+        self.credential_reloads = Counter(
+            "nvisa_credential_reloads",
+            "Changes of a credential file, by outcome: success, or failure: the old content stays",
+            ("credential", "outcome"),
+            registry=registry,
+        )
+        self.credentials_stale = Gauge(
+            "nvisa_credentials_stale",
+            "1 while a credential's files hold what cannot be used, and older content is in force",
+            ("credential",),
+            registry=registry,
+        )
+        self._certificate_expiry: Gauge | None = None
         self.ready = Gauge("nvisa_ready", "1 while the server takes requests", registry=registry)
         self._clusters = ClusterCollector()
         registry.register(self._clusters)
@@ -104,6 +123,17 @@ class Metrics:
     def stream_message(self, code: str) -> None:
         """Count one message of a stream, answered with ``code``."""
         self._stream_messages.labels(code).inc()
+
+    def certificate_expiry(self, certificate: str) -> Gauge:
+        """Return the gauge of when ``certificate`` expires; without TLS no such metric is shown at all."""
+        if self._certificate_expiry is None:
+            self._certificate_expiry = Gauge(
+                "nvisa_certificate_expiry_timestamp_seconds",
+                "When the TLS certificate in force expires, in Unix time",
+                ("certificate",),
+                registry=self.registry,
+            )
+        return self._certificate_expiry.labels(certificate)
 
     def set_state(self, model: str, version: int, state: str, states: tuple[str, ...]) -> None:
         """Show that ``model`` is in ``state``, one of ``states``."""

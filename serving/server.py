@@ -18,11 +18,12 @@ from serving.bundle import BundleError
 from serving.engine import EngineError
 from serving.errors import StartError
 from serving.files import write_atomically
-from serving.grpc_port import SERVICES, build_grpc_server, listen
+from serving.grpc_port import SERVICES, build_grpc_server, build_health_server, listen
 from serving.health import HealthService
 from serving.http_port import HttpPort
 from serving.metrics import Metrics
 from serving.repository import BuildEngine, Repository, onnx_engine
+from serving.security import Security
 from serving.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Server:
     Raises
     ------
     StartError
-        If the repository is missing or empty.
+        If the repository is missing or empty, or a certificate or the tokens cannot be used.
     """
 
     def __init__(self, settings: ServerSettings, build_engine: BuildEngine = onnx_engine) -> None:
@@ -49,12 +50,14 @@ class Server:
         self.metrics = Metrics()
         self.grpc_port = 0
         self.metrics_port = 0
+        self.health_port: int | None = None
         self.started = asyncio.Event()
         self._why_not_ready = "starting"
         try:
             self._repository = Repository(settings, self.metrics, build_engine)
         except BundleError as error:
             raise StartError(str(error)) from error
+        self._security = Security(settings, self.metrics)
         self._health = HealthService(SERVICES)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -75,25 +78,41 @@ class Server:
             If a port is taken or a model cannot be loaded.
         """
         settings = self.settings
+        security = self._security
         grpc_server = build_grpc_server(
-            settings, self._repository, self.metrics, self._health, self.is_ready, self._draining
+            settings,
+            self._repository,
+            self.metrics,
+            self._health,
+            self.is_ready,
+            self._draining,
+            security.tokens,
         )
-        self.grpc_port = listen(grpc_server, settings.host, settings.grpc_port)
+        self.grpc_port = listen(grpc_server, settings.host, settings.grpc_port, security.credentials)
+        servers = [grpc_server]
+        if settings.health_port is not None:
+            servers.append(build_health_server(self._health))
+            self.health_port = listen(servers[1], settings.host, settings.health_port, flag="--health-port")
         http_port = HttpPort(
             settings.host, settings.metrics_port, self.metrics.registry, lambda: self._why_not_ready
         )
         self.metrics_port = http_port.port
+        watchers = security.watch()
         try:
-            await grpc_server.start()
+            for server in servers:
+                await server.start()
             self._report_ports()
             self.started.set()
-            if await self._load_and_serve(http_port):
+            if await self._load_and_serve({http_port.failed, *watchers}):
                 return 0 if await self._drain(grpc_server) else 1
             return 1
         finally:
             self._set_ready("stopped")
             self._health.close()
-            await grpc_server.stop(0)
+            for watcher in watchers:
+                watcher.cancel()
+            for server in servers:
+                await server.stop(0)
             http_port.close()
 
     def stop(self) -> None:
@@ -115,11 +134,13 @@ class Server:
 
     def _report_ports(self) -> None:
         ports = {"grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
-        log.info("listening", extra={"host": self.settings.host, **ports})
+        if self.health_port is not None:
+            ports["health_port"] = self.health_port
+        log.info("listening", extra={"host": self.settings.host, **ports, **self._security.describe()})
         if self.settings.port_file is not None:
             _write_ports(self.settings.port_file, ports)
 
-    async def _load_and_serve(self, http_port: HttpPort) -> bool:
+    async def _load_and_serve(self, watched: set[asyncio.Future[Any]]) -> bool:
         """Load, then serve until told to stop; False if a background task died before that."""
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         try:
@@ -143,8 +164,7 @@ class Server:
                     "models": [f"{model.name}/{model.version}" for model in self._repository.models()],
                 },
             )
-            watched: set[asyncio.Future[Any]] = {http_port.failed}
-            watched |= {batcher.task for batcher in self._repository.batchers()}
+            watched = watched | {batcher.task for batcher in self._repository.batchers()}
             done, _ = await asyncio.wait({stop, *watched}, return_when=asyncio.FIRST_COMPLETED)
             dead = done & watched
             for task in dead:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from serving.addresses import is_loopback
 from serving.configuration import LayeredSettings
 from serving.engine import Device
 from serving.logs import LogFormat, LogLevel
@@ -26,11 +27,38 @@ class ServerSettings(LayeredSettings):
 
     model_repository: Path = Field(description="folder of bundles, <name>/<version>/")
     host: str = Field(
-        "127.0.0.1", description="address to listen on; 0.0.0.0 for all, as there is no authentication yet"
+        "127.0.0.1",
+        description="address to listen on; 0.0.0.0 for all: anyone may call then, unless --token-file or "
+        "--tls-client-ca is given",
     )
     grpc_port: Port = Field(8001, description="gRPC port; 0 takes any free one")
     metrics_port: Port = Field(
         8002, description="HTTP port of /metrics, /healthz and /readyz; 0 takes a free one"
+    )
+    health_port: Port | None = Field(
+        None,
+        description="plaintext gRPC port with the health service alone, for probes that speak no TLS; "
+        "0 takes a free one",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file: the server's certificate, then intermediate ones; gRPC is TLS then"
+    )
+    tls_key: Path | None = Field(None, description="PEM file: its private key")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file: only clients with a certificate that one of these signed may connect"
+    )
+    token_file: Path | None = Field(
+        None,
+        description="role:token lines; callers must show one. Roles: inference, and admin, which may also "
+        "load and unload models",
+    )
+    allow_insecure_tokens: bool = Field(
+        False, description="take tokens without TLS beyond this machine, as behind a proxy that does TLS"
+    )
+    health_needs_token: bool = Field(False, description="ask for a token on the health service, too")
+    reflection_needs_token: bool = Field(True, description="ask for a token on --reflection, too")
+    reload_seconds: float = Field(
+        5.0, gt=0, description="how often certificate and token files are looked at for a change"
     )
     port_file: Path | None = Field(None, description="write the ports in use to this file, as JSON")
     device: Device = Field(
@@ -66,3 +94,20 @@ class ServerSettings(LayeredSettings):
     )
     log_format: LogFormat = Field("auto", description="auto: text on a terminal, JSON elsewhere")
     log_level: LogLevel = Field("info", description="debug also logs every call")
+
+    @model_validator(mode="after")
+    def _check_security(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("--tls-certificate and --tls-key go together; pass both")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("--tls-client-ca needs TLS; pass --tls-certificate and --tls-key, too")
+        if self.health_needs_token and self.token_file is None:
+            raise ValueError("--health-needs-token: there are no tokens; pass --token-file, too")
+        local = is_loopback(self.host) or self.tls_certificate is not None
+        if self.token_file is not None and not local and not self.allow_insecure_tokens:
+            raise ValueError(
+                f"--token-file: tokens would cross the network to {self.host} in plaintext; pass "
+                "--tls-certificate and --tls-key, listen on 127.0.0.1, or pass --allow-insecure-tokens if "
+                "a proxy before this server does TLS"
+            )
+        return self

@@ -74,7 +74,7 @@ class ServerProcess:
 
     Attributes
     ----------
-    grpc_target, http
+    grpc_target, health_target, http
         Where it listens, known once it does.
     """
 
@@ -93,6 +93,7 @@ class ServerProcess:
         self._wait_for(self._port_file.exists)
         ports = json.loads(self._port_file.read_text())
         self.grpc_target = f"127.0.0.1:{ports['grpc_port']}"
+        self.health_target = f"127.0.0.1:{ports.get('health_port', 0)}"
         self.http = f"http://127.0.0.1:{ports['metrics_port']}"
         if self._wait_ready:
             self._wait_for(lambda: self.get("/readyz")[0] == 200)

@@ -45,8 +45,8 @@ class GivenUp:
 def stacks(config: TrainingConfig, spec: InputSpec, device: torch.device) -> bool:
     """Whether the restarts of a fit train at once (``restart_mode``).
 
-    Those whose stages end as their own bounds converge do not, as a stack has one ε and one learning rate, nor
-    does Gumbel-Softmax.
+    Those whose stages end as their own bounds converge do not, as a stack has one ε and one learning rate,
+    nor does Gumbel-Softmax.
 
     Raises
     ------

@@ -5,6 +5,7 @@ It needs numpy, grpcio, grpcio-health-checking and protobuf, and nothing of the 
 
 from serving.client.aio import AsyncClusterClient
 from serving.client.messages import AssignResult, Health, ModelInfo
+from serving.client.security import Security, SecurityError
 from serving.client.status import ClusterServiceError
 from serving.client.sync import ClusterClient
 
@@ -15,4 +16,6 @@ __all__ = [
     "ClusterServiceError",
     "Health",
     "ModelInfo",
+    "Security",
+    "SecurityError",
 ]

@@ -25,6 +25,7 @@ from serving.client.messages import (
     model_info,
     slices,
 )
+from serving.client.security import PLAINTEXT, Security, TokenSource
 from serving.client.status import ClusterServiceError
 from serving.client.streaming import AsyncRequests, Stream
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
@@ -40,7 +41,7 @@ class AsyncClusterClient:
 
     Parameters
     ----------
-    target, credentials, max_message_bytes
+    target, security, max_message_bytes
         See `ClusterClient`.
 
     Examples
@@ -53,12 +54,15 @@ class AsyncClusterClient:
         self,
         target: str,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        security: Security = PLAINTEXT,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self.target = target
         self._max_message_bytes = max_message_bytes
-        options = channel_options(max_message_bytes)
+        options = channel_options(max_message_bytes) + security.channel_options(target)
+        credentials = security.credentials()
+        self._security = security
+        self._token = TokenSource(security)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options)
         else:
@@ -88,7 +92,9 @@ class AsyncClusterClient:
             async with in_flight:
                 request = assign_request(x[part], model, version, probabilities, novelty)
                 with self._errors():
-                    return await self._clusters.Assign(request, timeout=timeout)
+                    return await self._clusters.Assign(
+                        request, timeout=timeout, metadata=self._token.metadata()
+                    )
 
         try:
             async with asyncio.TaskGroup() as group:  # the first failure cancels the rest
@@ -119,7 +125,7 @@ class AsyncClusterClient:
         try:
             while True:
                 left = None if end is None else end - loop.time()
-                call = self._clusters.AssignStream(requests(), timeout=left)
+                call = self._clusters.AssignStream(requests(), timeout=left, metadata=self._token.metadata())
                 try:
                     async for reply in call:
                         for answer in stream.answered(reply):
@@ -139,7 +145,9 @@ class AsyncClusterClient:
     async def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[ModelInfo]:
         """Every model and version that the server has; see `ClusterClient.models`."""
         with self._errors():
-            reply = await self._clusters.ListModels(pb.ListModelsRequest(), timeout=timeout)
+            reply = await self._clusters.ListModels(
+                pb.ListModelsRequest(), timeout=timeout, metadata=self._token.metadata()
+            )
         return [model_info(model, reply.limits) for model in reply.models]
 
     async def model(
@@ -148,7 +156,7 @@ class AsyncClusterClient:
         """One model; see `ClusterClient.model`."""
         request = pb.GetModelRequest(model_name=name, model_version=version or 0)
         with self._errors():
-            reply = await self._clusters.GetModel(request, timeout=timeout)
+            reply = await self._clusters.GetModel(request, timeout=timeout, metadata=self._token.metadata())
         return model_info(reply.model, reply.limits)
 
     async def health(self, *, timeout: float = 5.0) -> Health:
@@ -172,7 +180,8 @@ class AsyncClusterClient:
 
     async def _serving(self, service: str, timeout: float) -> bool:
         with self._errors():
-            reply = await self._health.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+            request = health_pb2.HealthCheckRequest(service=service)
+            reply = await self._health.Check(request, timeout=timeout, metadata=self._token.metadata())
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     @contextmanager
@@ -180,4 +189,4 @@ class AsyncClusterClient:
         try:
             yield
         except grpc.RpcError as error:
-            raise ClusterServiceError.of(error, self.target) from error
+            raise ClusterServiceError.of(error, self.target, self._security) from error

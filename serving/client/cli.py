@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from serving.client.messages import Health
+from serving.client.security import Security
 from serving.client.status import ClusterServiceError
 from serving.client.sync import ClusterClient
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 failed or not ready, 2 wrong usage."""
     options = _parser().parse_args(arguments)
     try:
-        with ClusterClient(options.target) as client:
+        with ClusterClient(options.target, security=_security(options)) as client:
             return int(options.run(client, options))
     except (ClusterServiceError, ValueError, OSError) as error:  # DataError is a ValueError
         print(f"nvisa-client: {error}", file=sys.stderr)
@@ -62,7 +63,30 @@ def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:  #
     command.add_argument("--target", default="localhost:8001", help="server, host:port (%(default)s)")
     command.add_argument("--timeout", type=_seconds, default=60.0, help="seconds per call (%(default)s)")
     command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--tls", action="store_true", help="use TLS, trusting the authorities that gRPC does"
+    )
+    command.add_argument("--ca", type=Path, help="use TLS, trusting the authorities in this PEM file instead")
+    command.add_argument("--cert", type=Path, help="PEM file: this client's certificate, for mutual TLS")
+    command.add_argument("--key", type=Path, help="PEM file: its private key")
+    command.add_argument("--token-file", type=Path, help="file with the token that the server asks for")
+    command.add_argument(
+        "--allow-insecure-token",
+        action="store_true",
+        help="send the token in plaintext to another machine, too",
+    )
     return command
+
+
+def _security(options: argparse.Namespace) -> Security:
+    return Security(
+        tls=options.tls,
+        ca=options.ca,
+        cert=options.cert,
+        key=options.key,
+        token_file=options.token_file,
+        allow_insecure_token=options.allow_insecure_token,
+    )
 
 
 def _version(text: str) -> int:

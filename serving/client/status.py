@@ -5,6 +5,18 @@ from __future__ import annotations
 import grpc
 
 from serving.client.messages import ModelInfo
+from serving.client.security import Security
+
+# What gRPC says of a connection that failed, and what that means; the first that is found counts.
+_HINTS = {
+    "CERTIFICATE_VERIFY_FAILED: certificate has expired": "the server's certificate has expired",
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not signed by an authority that this client "
+    "trusts; pass the file of the right one (--ca)",
+    "Hostname Verification Check failed": "the server's certificate is for other names than this one; call "
+    "the server by a name that is in it",
+    "WRONG_VERSION_NUMBER": "the server does not speak TLS there; leave out --tls, --ca and --cert",
+}
+_CLOSED = ("Socket closed", "Connection reset by peer", "TLSV1_ALERT", "SSLV3_ALERT", "TLSV13_ALERT")
 
 
 class ClusterServiceError(Exception):
@@ -28,9 +40,31 @@ class ClusterServiceError(Exception):
         self.target = target
 
     @classmethod
-    def of(cls, error: grpc.RpcError, target: str) -> ClusterServiceError:
+    def of(cls, error: grpc.RpcError, target: str, security: Security) -> ClusterServiceError:
         """Make one of what gRPC raised, sync or asyncio."""
-        return cls(error.code(), error.details() or "no details", target)
+        code, details = error.code(), error.details() or "no details"
+        hint = _hint(code, details, security)
+        return cls(code, f"{hint} ({details})" if hint else details, target)
+
+
+def _hint(code: grpc.StatusCode, details: str, security: Security) -> str:
+    """Return what to do about TLS or the token, or ``""`` if they are not what failed."""
+    if code is grpc.StatusCode.UNAUTHENTICATED and not security.has_token:
+        return "the server asks for a token; pass the file that holds yours (--token-file)"
+    if code is not grpc.StatusCode.UNAVAILABLE or "failed to connect" not in details:
+        return ""
+    for said, meaning in _HINTS.items():
+        if said in details:
+            return meaning
+    if not any(said in details for said in _CLOSED):
+        return ""
+    if not security.uses_tls:
+        return "the server closed the connection; if it speaks TLS, pass --tls or --ca"
+    if security.cert is None:
+        return (
+            "the server closed the connection; if it asks for a client's certificate, pass --cert and --key"
+        )
+    return "the server closed the connection; it may not trust this client's certificate, or it expired"
 
 
 def refuse_unready(info: ModelInfo, target: str) -> None:

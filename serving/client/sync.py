@@ -26,6 +26,7 @@ from serving.client.messages import (
     model_info,
     slices,
 )
+from serving.client.security import PLAINTEXT, Security, TokenSource
 from serving.client.status import ClusterServiceError
 from serving.client.streaming import Requests, Stream
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
@@ -44,10 +45,15 @@ class ClusterClient:
     ----------
     target
         ``host:port``, or any other gRPC target.
-    credentials
-        TLS credentials of the channel; plaintext without.
+    security
+        TLS and token; by default plaintext without one.
     max_message_bytes
         Largest message to send or take.
+
+    Raises
+    ------
+    SecurityError
+        If a certificate or token cannot be used, or a token would be sent in plaintext to another machine.
 
     Examples
     --------
@@ -59,12 +65,15 @@ class ClusterClient:
         self,
         target: str,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        security: Security = PLAINTEXT,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self.target = target
         self._max_message_bytes = max_message_bytes
-        options = channel_options(max_message_bytes)
+        options = channel_options(max_message_bytes) + security.channel_options(target)
+        credentials = security.credentials()
+        self._security = security
+        self._token = TokenSource(security)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)
         else:
@@ -120,7 +129,11 @@ class ClusterClient:
                     if len(pending) == _CALLS_IN_FLIGHT:
                         replies.append(pending.popleft().result())
                     request = assign_request(x[part], model, version, probabilities, novelty)
-                    pending.append(self._clusters.Assign.future(request, timeout=timeout))
+                    pending.append(
+                        self._clusters.Assign.future(
+                            request, timeout=timeout, metadata=self._token.metadata()
+                        )
+                    )
                 while pending:
                     replies.append(pending.popleft().result())
             finally:
@@ -172,7 +185,7 @@ class ClusterClient:
         requests = Requests(stream, iter(batches))
         while True:
             left = None if end is None else end - time.monotonic()
-            call = self._clusters.AssignStream(requests(), timeout=left)
+            call = self._clusters.AssignStream(requests(), timeout=left, metadata=self._token.metadata())
             try:
                 for reply in call:
                     yield from stream.answered(reply)
@@ -195,7 +208,9 @@ class ClusterClient:
             If the server cannot be reached.
         """
         with self._errors():
-            reply = self._clusters.ListModels(pb.ListModelsRequest(), timeout=timeout)
+            reply = self._clusters.ListModels(
+                pb.ListModelsRequest(), timeout=timeout, metadata=self._token.metadata()
+            )
         return [model_info(model, reply.limits) for model in reply.models]
 
     def model(self, name: str, *, version: int | None = None, timeout: float = DEFAULT_TIMEOUT) -> ModelInfo:
@@ -208,7 +223,7 @@ class ClusterClient:
         """
         request = pb.GetModelRequest(model_name=name, model_version=version or 0)
         with self._errors():
-            reply = self._clusters.GetModel(request, timeout=timeout)
+            reply = self._clusters.GetModel(request, timeout=timeout, metadata=self._token.metadata())
         return model_info(reply.model, reply.limits)
 
     def health(self, *, timeout: float = 5.0) -> Health:
@@ -237,7 +252,8 @@ class ClusterClient:
 
     def _serving(self, service: str, timeout: float) -> bool:
         with self._errors():
-            reply = self._health.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+            request = health_pb2.HealthCheckRequest(service=service)
+            reply = self._health.Check(request, timeout=timeout, metadata=self._token.metadata())
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     @contextmanager
@@ -245,4 +261,4 @@ class ClusterClient:
         try:
             yield
         except grpc.RpcError as error:
-            raise ClusterServiceError.of(error, self.target) from error
+            raise ClusterServiceError.of(error, self.target, self._security) from error

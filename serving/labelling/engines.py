@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.bundle import Bundle
-from serving.client import ClusterClient
+from serving.client import ClusterClient, Security
 from serving.client.status import refuse_unready
 from serving.engine import EngineError, OnnxEngine
 from serving.labelled import Assign, Labels
@@ -46,12 +46,26 @@ def open_labeller(settings: LabelSettings, bundle: Bundle) -> Iterator[Labeller]
         If the model cannot be run here as asked, or the server's model of this name and version is another.
     ClusterServiceError
         If the server has none, or cannot be reached.
+    SecurityError
+        If a certificate or token cannot be used.
     """
     if settings.target is None:
         yield _local(settings, bundle)
     else:
-        with ClusterClient(settings.target) as client:
+        with _client(settings, settings.target) as client:
             yield _remote(client, bundle, settings.timeout)
+
+
+def _client(settings: LabelSettings, target: str) -> ClusterClient:
+    security = Security(
+        tls=settings.tls,
+        ca=settings.ca,
+        cert=settings.cert,
+        key=settings.key,
+        token_file=settings.token_file,
+        allow_insecure_token=settings.allow_insecure_token,
+    )
+    return ClusterClient(target, security=security)
 
 
 def _local(settings: LabelSettings, bundle: Bundle) -> Labeller:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 
 from serving.bundle import BundleError
-from serving.client import ClusterServiceError
+from serving.client import ClusterServiceError, SecurityError
 from serving.configuration import InvalidSettings
 from serving.engine import EngineError
 from serving.readers import DataError
@@ -44,7 +44,7 @@ class Stopped(Exception):
 
 
 _HOPELESS = (
-    *(LabellingError, DataError, BundleError, InvalidSettings),
+    *(LabellingError, DataError, BundleError, InvalidSettings, SecurityError),
     *(FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError),
 )
 # Their message says it all; anything else is a fault of the program, and needs its traceback.

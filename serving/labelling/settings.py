@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from serving.configuration import LayeredSettings
@@ -49,6 +49,14 @@ class LabelSettings(LayeredSettings):
     target: str | None = Field(
         None, description="let the server at HOST:PORT do the work; it must have the very same model"
     )
+    tls: bool = Field(False, description="use TLS to --target, trusting the authorities that gRPC does")
+    ca: Path | None = Field(None, description="use TLS, trusting the authorities in this PEM file instead")
+    cert: Path | None = Field(None, description="PEM file: this job's certificate, for mutual TLS")
+    key: Path | None = Field(None, description="PEM file: its private key")
+    token_file: Path | None = Field(None, description="file with the token that the server asks for")
+    allow_insecure_token: bool = Field(
+        False, description="send the token in plaintext to another machine, too"
+    )
     shard: Annotated[str, AfterValidator(_checked_shard)] = Field(
         "0/1", description="i/n: do every n-th shard from the i-th on; n processes share one output folder"
     )
@@ -73,6 +81,14 @@ class LabelSettings(LayeredSettings):
         description="how a changed input is noticed: by content, or by names, sizes and times; "
         "auto: content up to 1 GiB",
     )
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        names = ("tls", "ca", "cert", "key", "token_file", "allow_insecure_token")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        if given and self.target is None:
+            raise ValueError(f"{', '.join(given)}: for a server only, and there is no --target")
+        return self
 
     @property
     def shard_index(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from serving.bundle import read_bundle
 from serving.engine import OnnxEngine
 from tests.bundles import make_bundle, random_rows
+from tests.certificates import Authority
 from tests.servers import TIMEOUT, ServerProcess
 
 
@@ -39,3 +40,25 @@ def test_tritonclient_reads_the_metadata_and_gets_the_engines_answers(tmp_path):
     assert "no model 'nope'" in not_found
     assert "INVALID_ARGUMENT" in invalid
     assert "[n_rows, 8, 8]" in invalid
+
+
+def test_tritonclient_comes_in_with_tls_and_a_token_in_either_header(tmp_path):
+    make_bundle(tmp_path / "models")
+    authority = Authority(tmp_path)
+    pair, token = authority.issue("server"), "0123456789abcdef"
+    (tmp_path / "tokens").write_text(f"inference:{token}\n")
+    tls = ("--tls-certificate", str(pair.cert), "--tls-key", str(pair.key))
+    with ServerProcess(
+        tmp_path / "models", tmp_path, *tls, "--token-file", str(tmp_path / "tokens")
+    ) as server:
+        script = Path(__file__).with_name("tritonclient_secured.py")
+        ended = subprocess.run(
+            [sys.executable, str(script), server.grpc_target, str(authority.ca), token],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("answered\nanswered\n")
+    assert "UNAUTHENTICATED" in ended.stdout

@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from serving.configuration import load_settings
 from serving.labelling.failures import NEVER_RETRY
 from serving.labelling.settings import LabelSettings
 from serving.pb.inference import grpc_service_pb2
@@ -23,6 +24,7 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SERVER = ["base", "overlays/gpu"]
 ALL = [*SERVER, "label-job", "bundle-loader"]
+COMPONENTS = ["components/service-monitor", "components/security", "components/mutual-tls"]
 WORKLOADS = {"Deployment", "Job", "Pod"}
 # What deploy/README.md promises, and the newest version that kubernetes-validate has the schemas of.
 OLDEST = "1.33"
@@ -70,7 +72,7 @@ def test_every_kustomization_is_tested():
     folders = {
         path.parent.relative_to(KUBERNETES).as_posix() for path in KUBERNETES.rglob("kustomization.yaml")
     }
-    assert folders == {*ALL, "components/service-monitor"}
+    assert folders == {*ALL, *COMPONENTS}
 
 
 @pytest.mark.parametrize("version", [OLDEST, VERSION])
@@ -268,9 +270,60 @@ def test_the_service_monitor_finds_the_metrics_port(tmp_path, name):
     }
 
 
+@pytest.mark.parametrize("mutual", [False, True])
+@pytest.mark.parametrize("name", SERVER)
+def test_the_secured_server_reads_mounted_secrets_and_is_probed_in_plaintext(
+    tmp_path, monkeypatch, name, mutual
+):
+    components = COMPONENTS[1:] if mutual else COMPONENTS[1:2]
+    overlay = {
+        "resources": [os.path.relpath(KUBERNETES / name, tmp_path)],
+        "components": [os.path.relpath(KUBERNETES / component, tmp_path) for component in components],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    documents = kustomize(tmp_path)
+    for document in documents:
+        kubernetes_validate.validate(document, OLDEST, strict=True)
+    by_kind = {document["kind"]: document for document in documents}
+    pod = pod_of(by_kind["Deployment"])
+    [container] = pod["containers"]
+    plain, _ = server_of(name)
+    assert container["args"] == plain["args"]
+    assert [each for each in plain.get("env", []) if each not in container["env"]] == []
+    for each in container["env"]:
+        monkeypatch.setenv(each["name"], each["value"])
+    settings = load_settings(ServerSettings, container["args"])  # refuses tokens without TLS on 0.0.0.0
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    secrets = {
+        mount["mountPath"]: volumes[mount["name"]]["secret"]["secretName"]
+        for mount in container["volumeMounts"]
+        if "secret" in volumes[mount["name"]]
+    }
+    assert all("subPath" not in mount for mount in container["volumeMounts"])  # would never be updated
+    read = {
+        (secrets[str(path.parent)], path.name)
+        for path in (settings.tls_certificate, settings.tls_key, settings.tls_client_ca, settings.token_file)
+        if path is not None
+    }
+    # The keys of a Secret of type kubernetes.io/tls, and the file that deploy/README.md puts into the other.
+    expected = {("nvisa-tls", "tls.crt"), ("nvisa-tls", "tls.key"), ("nvisa-tokens", "tokens")}
+    assert read == (expected | {("nvisa-tls", "ca.crt")} if mutual else expected)
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {
+        "grpc": settings.grpc_port,
+        "metrics": settings.metrics_port,
+        "health": settings.health_port,
+    }
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[kind]["grpc"] == plain[kind]["grpc"] | {"port": settings.health_port}
+    assert "appProtocol" not in next(
+        port for port in by_kind["Service"]["spec"]["ports"] if port["name"] == "grpc"
+    )
+
+
 def test_the_readme_names_only_what_is_there():
     text = (ROOT / "deploy" / "README.md").read_text()
     assert f"Kubernetes {OLDEST} or newer" in text
     named = {path.rstrip(".") for path in re.findall(r"deploy/kubernetes/[\w/.-]+", text)}
-    assert {f"deploy/kubernetes/{name}" for name in ALL} <= named
+    assert {f"deploy/kubernetes/{name}" for name in (*ALL, *COMPONENTS)} <= named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []

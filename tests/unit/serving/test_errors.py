@@ -7,10 +7,12 @@ from serving.engine import EngineError
 from serving.errors import (
     STATUS_CODES,
     DeadlinePassed,
+    Forbidden,
     InvalidInput,
     NotReady,
     Overloaded,
     ServingError,
+    Unauthenticated,
     UnknownModel,
     status_of,
 )
@@ -25,6 +27,8 @@ CODE = grpc.StatusCode
         (UnknownModel("no model 'a'"), CODE.NOT_FOUND),
         (NotReady("loading"), CODE.UNAVAILABLE),
         (Overloaded("full", retry_after=0.25), CODE.RESOURCE_EXHAUSTED),
+        (Unauthenticated("no token"), CODE.UNAUTHENTICATED),
+        (Forbidden("not with this token"), CODE.PERMISSION_DENIED),
         (DeadlinePassed("too late"), CODE.DEADLINE_EXCEEDED),
     ],
 )
