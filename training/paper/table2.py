@@ -16,7 +16,7 @@ QUICK_ROWS = 10_000
 QUICK_SEEDS = (0,)
 QUICK = {"epsilon_every": 5, "epsilon_floor": 1 / 16}
 # A step's time is in proportion to M, so that M = 1000 is out of reach of two cores: with a tenth of the
-# samples, a quarter of the batch and fewer epochs a row takes more steps than the others, in twice their time.
+# samples, a quarter of the batch and fewer epochs a row takes more steps than others, in twice their time.
 QUICK_MANY = {"n_importance_samples": 100, "batch_size": 32, "epsilon_every": 2, "epsilon_floor": 1 / 16}
 
 # Without annealing the bounds of the stds are at their last value from the beginning (§III-D).
