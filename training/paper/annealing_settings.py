@@ -20,7 +20,7 @@ EVERIES = (25, 50, 100, 200)
 QUICK_EVERY = QUICK["epsilon_every"]
 QUICK_LAST = QUICK["epsilon_floor"]
 QUICK_FIRSTS = (0.25, 1.0, 4.0)
-QUICK_EVERIES = (2, 6, 12)
+QUICK_EVERIES = (2, 5, 10)
 
 
 @dataclass(frozen=True)

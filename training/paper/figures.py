@@ -26,7 +26,7 @@ from training.report import plot_latent
 SAMPLED = ("enum", "vimco-1000", "enum-annealed", "vimco-annealed")
 EMBEDDED = ("vimco-annealed", "vimco-mean-field-annealed", "enum", "enum-annealed")
 PER_CLUSTER = 10
-# Points of Fig. 4, encoded rows and samples together; t-SNE of the paper's 20,000 takes half an hour.
+# Points of Fig. 4, encoded rows and samples together; t-SNE of the paper's 20,000 takes many minutes.
 POINTS, QUICK_POINTS = 20_000, 3_000
 
 Say = Callable[[str], None]

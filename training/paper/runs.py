@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,18 +19,16 @@ from pydantic import ValidationError
 from training.checkpoint import read_json, write_json
 from training.config import EXECUTION, TrainingConfig
 from training.divergence import DivergedError
-from training.fit import Silent, fit
-from training.history import HISTORY_FILE, History
+from training.fit import fit
 from training.inference import probabilities
 from training.paper.datasets import DataSet, Rows, read
 from training.paper.order import Order
+from training.paper.recorder import Recorder
 from training.run import RUN_FILE
 from training.schedule import MIN_STEPS
 from training.scores import score
 
 FORMAT = 1
-# The curve of Fig. 2 in a file that stays small.
-DIGITS = 6
 _VERSIONS = ("nvisa", "torch", "numpy", "scikit-learn", "umap-learn")
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -121,54 +119,6 @@ def carry_out(order: Order, say: Say) -> dict[str, Any]:
     if "diverged" in document:
         shutil.rmtree(order.model, ignore_errors=True)
     return document
-
-
-class Recorder(Silent):
-    """Keeps an epoch's records, and tells of them now and then."""
-
-    SECONDS = 30.0
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._epochs = 0
-        self._last = time.monotonic()
-        self.records: dict[int, Mapping[str, Any]] = {}
-
-    def say(self, message: str) -> None:
-        """Pass on."""
-        self._say(message)
-
-    def restart(self, index: int, total: int, epochs: int) -> None:
-        """Learn how long the run is to be."""
-        self._epochs = epochs
-
-    def epoch(self, record: Mapping[str, Any]) -> None:
-        """Keep a record."""
-        self.records[record["epoch"]] = record
-        if time.monotonic() - self._last >= self.SECONDS:
-            self._last = time.monotonic()
-            self._say(f"epoch {record['epoch'] + 1}/{self._epochs}, bound {record['bound']:.2f}")
-
-    def epochs_done(self, folder: Path) -> int:
-        """Epochs that went well, this process's and those before its checkpoint."""
-        return len(self._all(folder))
-
-    def curves(self, folder: Path) -> dict[str, list[float]]:
-        """Bound and ε_x of each epoch."""
-        records = self._all(folder)
-        return {
-            key: [float(f"{record[key]:.{DIGITS}g}") for record in records] for key in ("bound", "epsilon_x")
-        }
-
-    def _all(self, folder: Path) -> Sequence[Mapping[str, Any]]:
-        earlier = folder / "restart-0"
-        known = {}
-        if (earlier / HISTORY_FILE).exists():
-            known = {record["epoch"]: record for record in History.read(earlier)}
-        both = known | self.records
-        # A history may be ahead of the checkpoint that was gone on from.
-        last = max(self.records, default=max(known, default=-1))
-        return [both[epoch] for epoch in sorted(both) if epoch <= last]
 
 
 def _nvisa(order: Order, rows: Rows, config: TrainingConfig, recorder: Recorder) -> tuple[Predict, float]:
