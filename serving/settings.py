@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from serving.configuration import LayeredSettings
-from serving.engine import Device
+from serving.runtime import Device
 from serving.logs import LogFormat, LogLevel
 
 Port = Annotated[int, Field(ge=0, le=65535)]

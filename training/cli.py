@@ -23,6 +23,7 @@ commands:
   report    draw a run's clusters
   align     number and name a run's clusters like those of an older bundle
   suggest-k measure how many clusters there may be
+  features  compute features of images with a pretrained backbone, to fit to
 
 nvisa-train COMMAND --help tells a command's options."""
 
@@ -206,6 +207,33 @@ def suggest_k(arguments: Sequence[str]) -> None:
     print(f"picture and numbers written to {settings.output}")
 
 
+def features(arguments: Sequence[str]) -> None:
+    """Run ``nvisa-train features``."""
+    from training import data
+    from training.backbone import Asked, read_backbone
+    from training.features import compute
+    from training.settings import FeaturesSettings
+
+    settings = load_settings(FeaturesSettings, arguments)
+    source = data.open_data(
+        settings.images, split=settings.split, label_column=settings.label_column, labels=True
+    )
+    size = (settings.size, settings.size) if settings.size is not None else None
+    asked = Asked(size=size, mean=settings.mean, std=settings.std, tensor=settings.tensor)
+    done = compute(
+        source,
+        read_backbone(settings.backbone, asked),
+        settings.output,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        threads=settings.threads,
+        resume=settings.resume,
+        drop_unreadable=settings.drop_unreadable,
+    )
+    dropped = f"; {done.dropped} images that cannot be read are left out" if done.dropped else ""
+    print(f"{settings.output}: {done.rows} rows of {done.width} features{dropped}")
+
+
 def _disk_of(output: Path) -> Path:
     """The folder nearest to ``output`` that is there already."""
     return next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
@@ -220,7 +248,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report,
     "align": align,
     "suggest-k": suggest_k,
+    "features": features,
 }
+RESUMABLE = {fit, features}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -241,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(arguments[1:])
     except (ValueError, OSError) as error:
-        full = command is fit and isinstance(error, OSError) and error.errno in DISK_FULL
+        full = command in RESUMABLE and isinstance(error, OSError) and error.errno in DISK_FULL
         hint = "; make room and go on with --resume" if full else ""
         print(f"{name} {arguments[0]}: {_message(error)}{hint}", file=sys.stderr)
         return 2
@@ -256,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name} {arguments[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = "; go on with --resume" if command is fit else ""
+        hint = "; go on with --resume" if command in RESUMABLE else ""
         if rank == 0:
             print(f"\nnvisa-train {arguments[0]}: interrupted{hint}", file=sys.stderr)
         return 130

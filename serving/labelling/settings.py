@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from serving.configuration import LayeredSettings
-from serving.engine import Device
+from serving.runtime import Device
 from serving.readers import Split
 
 
