@@ -97,7 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="the ONNX file to write")
     parser.add_argument("--size", type=int, default=OWN_SIZE, help="side of its input; smaller is faster")
-    parser.add_argument("--measure", action="store_true", help="print CPU milliseconds an image by batch size")
+    parser.add_argument(
+        "--measure", action="store_true", help="print CPU milliseconds an image by batch size"
+    )
     arguments = parser.parse_args()
     onnx.save(efficientnet_lite2(arguments.size), arguments.output)
     print(read_backbone(str(arguments.output)))

@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from serving.configuration import LayeredSettings
-from serving.runtime import Device
 from serving.logs import LogFormat, LogLevel
+from serving.runtime import Device
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 

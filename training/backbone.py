@@ -168,7 +168,9 @@ def _described(name: str, model: ModelProto, digest: str, asked: Asked) -> Backb
     tensor = asked.tensor or noted.tensor or _last_map(name, inferred, shapes)
     shape = shapes.get(tensor)
     if shape is None:
-        raise BackboneError(f"{name}: has no tensor {tensor!r} of known shape; name another one with --tensor")
+        raise BackboneError(
+            f"{name}: has no tensor {tensor!r} of known shape; name another one with --tensor"
+        )
     if len(shape) not in (2, 4) or None in shape[1:]:
         raise BackboneError(
             f"{name}: tensor {tensor!r} has shape {['n', *shape[1:]]}; features are a map (n, C, h, w) or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import sys
@@ -41,6 +42,7 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
     from training.fit import Silent
     from training.fit import fit as run_fit
     from training.fitted import Fitted
+    from training.origin import check_same
     from training.progress import TerminalProgress
     from training.run import refuse_used
     from training.settings import FitSettings
@@ -61,6 +63,8 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
             scratch=settings.scratch or _disk_of(settings.output),
             say=progress.say,
         )
+        if old is not None:
+            check_same(old.origin, loaded.origin, settings.data)
         return settings, config, old, loaded
 
     try:
@@ -84,6 +88,7 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
             progress.close()
     if world.rank > 0:
         return
+    fitted = dataclasses.replace(fitted, origin=loaded.origin)
     fitted.save(settings.output)
     for index, restart in enumerate(fitted.restarts):
         chosen = "  <- chosen" if index == fitted.chosen and config.restarts > 1 else ""
@@ -128,7 +133,12 @@ def export(arguments: Sequence[str]) -> None:
     from training.settings import ExportSettings
 
     settings = load_settings(ExportSettings, arguments)
-    manifest = write(Fitted.load(settings.run), settings.output, with_novelty=settings.with_novelty)
+    manifest = write(
+        Fitted.load(settings.run),
+        settings.output,
+        with_novelty=settings.with_novelty,
+        backbone=settings.backbone,
+    )
     parity = manifest.parity
     print(
         f"{settings.output}: {manifest.n_clusters} clusters, parity on {parity.rows} rows: "
@@ -160,6 +170,7 @@ def align(arguments: Sequence[str]) -> None:
     from training.align import align as match_clusters
     from training.align import write_aligned
     from training.fitted import Fitted
+    from training.origin import check_same
     from training.precision import resolve_device
     from training.run import check_rows, refuse_existing
     from training.settings import AlignSettings
@@ -171,6 +182,7 @@ def align(arguments: Sequence[str]) -> None:
     fitted = Fitted.load(settings.new_run, resolve_device(settings.device))
     loaded = data.load(settings.data, split=settings.split, label_column=settings.label_column)
     check_rows(bundle.manifest.input, loaded.spec, settings.data)
+    check_same(fitted.origin, loaded.origin, settings.data)
     aligned, alignment = match_clusters(fitted, bundle, loaded.x)
     print(alignment.model_dump_json(indent=2) if settings.json else alignment)
     if settings.output is not None:

@@ -92,6 +92,7 @@ def _before(backbone: Backbone, images: InputSpec, model: ModelProto) -> ModelPr
                 mode="linear",
                 coordinate_transformation_mode="half_pixel",
                 antialias=int(shrinks),
+                exclude_outside=int(shrinks),  # weights at the edges sum to one, as Pillow's and torch's do
             )
         )
     # One channel times three constants is three channels.

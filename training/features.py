@@ -99,7 +99,9 @@ def compute(
     }
     parts.open(plan, resume=resume)
     missing = parts.missing()
-    with progress(source.n_rows, source.n_rows - sum(len(_rows(source, index)) for index in missing)) as shown:
+    with progress(
+        source.n_rows, source.n_rows - sum(len(_rows(source, index)) for index in missing)
+    ) as shown:
         shown.say(f"{backbone}; on {extractor.device}")
         if len(missing) < n_parts:
             shown.say(f"{n_parts - len(missing)} of {n_parts} parts are there already")
@@ -184,8 +186,12 @@ def _finished(source: Source, backbone: Backbone, output: Path) -> Computed:
     """What there is already, if it is what was asked for."""
     path = origin_file(output)
     if not path.exists():
-        raise CheckpointError(f"{output} exists already, and was not made by this command: pass another --output")
+        raise CheckpointError(
+            f"{output} exists already, and was not made by this command: pass another --output"
+        )
     origin, more = Origin.load(path)
     if (origin.recipe, more["fingerprint"]) != (backbone.recipe, source.fingerprint):
-        raise CheckpointError(f"{output} holds the features of other images or another backbone: pass another")
+        raise CheckpointError(
+            f"{output} holds the features of other images or another backbone: pass another"
+        )
     return Computed(more["rows"], backbone.width, source.n_rows - more["rows"])

@@ -110,10 +110,12 @@ class FeaturesSettings(LayeredSettings):
         None, ge=1, description="side of the images the backbone gets, where its graph leaves it open"
     )
     mean: tuple[float, float, float] | None = Field(
-        None, description="mean of red, green, blue in units of 255; unset: the file's metadata, else ImageNet's"
+        None,
+        description="mean of red, green, blue in units of 255; unset: the file's metadata, else ImageNet's",
     )
     std: tuple[float, float, float] | None = Field(
-        None, description="std of red, green, blue in units of 255; unset: the file's metadata, else ImageNet's"
+        None,
+        description="std of red, green, blue in units of 255; unset: the file's metadata, else ImageNet's",
     )
     tensor: str | None = Field(None, description="name of the tensor that becomes features")
     batch_size: int = Field(16, ge=1, description="images at once")
@@ -143,6 +145,11 @@ class ExportSettings(LayeredSettings):
         False,
         description="add the output novelty, how unlike the training rows a row is, from 0 to 1; it runs the "
         "decoder, too, and the command says what that costs",
+    )
+    backbone: str | None = Field(
+        None,
+        description="the backbone that the run's features were computed with (ONNX file or torchvision:NAME): the "
+        "bundle then takes images",
     )
 
 
