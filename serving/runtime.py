@@ -1,4 +1,4 @@
-"""ONNX Runtime: imported in the one way that keeps it quiet, and sessions on the device that was asked for."""
+"""ONNX Runtime: imported in the one way that keeps it quiet, and sessions on the device that was asked."""
 
 from __future__ import annotations
 

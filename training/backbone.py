@@ -1,7 +1,7 @@
 """A backbone: somebody else's network, as an ONNX graph, and how images are put into it.
 
-The graph takes images ``(N, 3, height, width)`` of floats, ``(value / 255 - mean) / std`` in each channel. Its
-last feature map is averaged to one vector an image; a graph that ends in vectors gives these.
+The graph takes images ``(n, 3, height, width)`` of floats, ``(value / 255 - mean) / std`` in each channel.
+Its last feature map is averaged to one vector an image; a graph that ends in vectors gives these.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto, version_converter
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
-from pydantic import BaseModel, ConfigDict, Field
+
+from training.recipe import Asked, Recipe, Size
 
 TORCHVISION = "torchvision:"
 # Of ImageNet's training images, what most backbones were trained with.
@@ -27,47 +27,9 @@ METADATA = {name: f"nvisa.{name}" for name in ("size", "mean", "std", "tensor")}
 _POOLS = ("GlobalAveragePool", "ReduceMean", "AveragePool")
 _FLOATS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 
-Channels = tuple[float, float, float]
-Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-
 
 class BackboneError(ValueError):
     """A backbone cannot be used; the message says which, what is wrong and what to do."""
-
-
-class Asked(BaseModel):
-    """What the user says of a backbone; ``None`` leaves it to its metadata, its graph, or the default."""
-
-    model_config = ConfigDict(frozen=True)
-
-    size: Size | None = None
-    mean: Channels | None = None
-    std: Channels | None = None
-    tensor: str | None = None
-
-
-class Recipe(BaseModel):
-    """Everything on which features depend beside the images: two equal recipes give equal features.
-
-    Attributes
-    ----------
-    sha256
-        Of the backbone's file; of weights in files beside it as well.
-    size
-        Height and width that images are resized to.
-    mean, std
-        Of each channel, red first, in units of 255.
-    tensor
-        Name of the tensor that becomes features: a map ``(N, C, h, w)``, averaged, or vectors ``(N, C)``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sha256: str
-    size: Size
-    mean: Channels
-    std: Channels
-    tensor: str
 
 
 @dataclass(frozen=True)

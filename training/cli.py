@@ -222,8 +222,9 @@ def suggest_k(arguments: Sequence[str]) -> None:
 def features(arguments: Sequence[str]) -> None:
     """Run ``nvisa-train features``."""
     from training import data
-    from training.backbone import Asked, read_backbone
+    from training.backbone import read_backbone
     from training.features import compute
+    from training.recipe import Asked
     from training.settings import FeaturesSettings
 
     settings = load_settings(FeaturesSettings, arguments)

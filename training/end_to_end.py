@@ -9,11 +9,12 @@ import onnx
 from onnx import ModelProto, compose, helper, version_converter
 
 from serving.bundle import INPUT_NAME, InputSpec
-from training.backbone import Asked, Backbone, BackboneError, read_backbone
+from training.backbone import Backbone, BackboneError, read_backbone
 from training.extractor import FEATURES, Extractor, extractor_graph
 from training.fitted import Fitted
 from training.graph_cost import multiply_accumulates
 from training.origin import Origin, differences
+from training.recipe import Asked
 
 _PREFIX = "nvisa/"
 # Of a feature's largest value: what another device or release of ONNX Runtime may change it by.
@@ -33,8 +34,7 @@ class Composed:
     images
         What a row of it looks like.
     examples, features
-        Images of the training data ``(n, *images.shape)`` and their features ``(n, C)``, as the backbone gives
-        them here.
+        Images of the training data ``(n, *images.shape)`` and their features ``(n, C)``, computed here.
     cost
         Multiply-accumulates of the backbone for one image.
     """
@@ -59,8 +59,8 @@ def compose_with(fitted: Fitted, source: str, graph: bytes) -> Composed:
     origin = fitted.origin
     if origin is None:
         raise BackboneError(
-            "the run does not say which backbone its features are of: compute them with nvisa-train features, "
-            "fit to that file, and export that run"
+            "the run does not say which backbone its features are of: compute them with nvisa-train "
+            "features, fit to that file, and export that run"
         )
     if not len(origin.examples):
         raise BackboneError("the run holds no image to check the graph on: compute its features again")
@@ -76,8 +76,8 @@ def compose_with(fitted: Fitted, source: str, graph: bytes) -> Composed:
     difference = float(np.abs(features - origin.features).max()) / scale
     if not difference <= MAX_FEATURE_DIFFERENCE:
         raise BackboneError(
-            f"{source}: its features of {len(features)} training images differ by up to {difference:.1%} of the "
-            "largest from those that the run was fitted to: compute them again and fit to them"
+            f"{source}: its features of {len(features)} training images differ by up to {difference:.1%} of "
+            "the largest from those that the run was fitted to: compute them again and fit to them"
         )
     before = extractor_graph(backbone, origin.images)
     model, opset = _joined(before, onnx.load_from_string(graph))

@@ -150,8 +150,9 @@ def _unreadable(source: Source, chunk: Chunk) -> str:
     more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     last = chunk.start + len(chunk) - 1
     return (
-        f"{source.path}: {len(bad)} of the rows {chunk.start} to {last} cannot be read: {'; '.join(shown)}{more}; "
-        "go on without them with --resume --drop-unreadable, or repair them and begin anew"
+        f"{source.path}: {len(bad)} of the rows {chunk.start} to {last} cannot be read: "
+        f"{'; '.join(shown)}{more}; go on without them with --resume --drop-unreadable, or repair them and "
+        "begin anew"
     )
 
 
@@ -159,8 +160,8 @@ def _check_finite(source: Source, rows: np.ndarray, vectors: np.ndarray, backbon
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         raise DataError(
-            f"{source.path}: {backbone.name} gives NaN or infinity for row {rows[finite.argmin()]}: is it whole, "
-            "and are --mean and --std right?"
+            f"{source.path}: {backbone.name} gives NaN or infinity for row {rows[finite.argmin()]}: is "
+            "it whole, and are --mean and --std right?"
         )
 
 

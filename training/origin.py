@@ -1,7 +1,7 @@
 """Where features come from: the backbone's recipe, the images' form, and a few images with their features.
 
-Beside a file of features lies ``FILE.origin.safetensors``. A fit keeps a copy in its run, so that the backbone
-can be put before q(y|x) at export and features of another one are refused.
+Beside a file of features lies ``FILE.origin.safetensors``. A fit keeps a copy in its run, so that the
+backbone can be put before q(y|x) at export and features of another one are refused.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from pydantic import ValidationError
 
 from serving.bundle import InputSpec
-from training.backbone import Recipe
 from training.checkpoint import CheckpointError, load_tensors, save_tensors
+from training.recipe import Recipe
 
 SUFFIX = ".origin.safetensors"
 N_EXAMPLES = 64
@@ -117,7 +117,8 @@ def read_beside(files: Sequence[Path]) -> Origin | None:
     for file, origin in rest:
         if (origin is None) != (first[1] is None):
             raise CheckpointError(
-                f"{first[0]} and {file}: only one of them has {SUFFIX} beside it; compute both with one backbone"
+                f"{first[0]} and {file}: only one of them has {SUFFIX} beside it; compute both with one "
+                "backbone"
             )
         check_same(first[1], origin, str(file))
     return first[1]
@@ -134,7 +135,8 @@ def check_same(expected: Origin | None, found: Origin | None, source: str) -> No
     if expected is None or found is None or expected.recipe == found.recipe:
         return
     raise CheckpointError(
-        f"{source}: its features are of another backbone: {differences(expected, found.recipe, found.backbone)}"
+        f"{source}: its features are of another backbone: "
+        f"{differences(expected, found.recipe, found.backbone)}"
     )
 
 

@@ -18,7 +18,7 @@ from training.config import TrainingConfig, explain, load_preset, preset_names
 # As in training.cluster_count, which takes a second to import.
 MOST_ROWS = 20_000
 DEFAULT_PRESET = "default"
-_DATA = "IDX folder, .npy, .npz, .parquet, .csv, folder of images, or the word digits"
+_DATA = "IDX folder, .npy, .npz, .parquet, .csv, folder of images, CIFAR's or STL-10's binary files, or the word digits"
 _LABELS = "column of labels in a Parquet or CSV file; for scoring only, never seen by a fit"
 
 
@@ -88,9 +88,9 @@ with warnings.catch_warnings():
 class FeaturesSettings(LayeredSettings):
     """Compute features of images with a pretrained backbone: a file that fit takes for data.
 
-    Images are resized bilinearly to the backbone's input, and its last feature map is averaged to one vector an
-    image, as in the paper. The tensor that becomes features is the graph's output if it is a map; else the map
-    that it averages last; else its output.
+    Images are resized bilinearly to the backbone's input, and its last feature map is averaged to one vector
+    an image, as in the paper. The tensor that becomes features is the graph's output if it is a map; else the
+    map that it averages last; else its output.
     """
 
     model_config = SettingsConfigDict(env_prefix="NVISA_FEATURES_", cli_prog_name="nvisa-train features")
@@ -148,7 +148,7 @@ class ExportSettings(LayeredSettings):
     )
     backbone: str | None = Field(
         None,
-        description="the backbone that the run's features were computed with (ONNX file or torchvision:NAME): the "
+        description="the backbone that the run's features are of, an ONNX file or torchvision:NAME; the "
         "bundle then takes images",
     )
 

@@ -11,9 +11,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.backbones import SIZE, WIDTH, make_backbone, reference_features
-from training.backbone import Asked, BackboneError, read_backbone
+from training.backbone import BackboneError, read_backbone
 from training.data import describe
 from training.extractor import Extractor, check_images
+from training.recipe import Asked
 
 
 def random_images(n: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -62,7 +63,7 @@ def test_what_becomes_features_is_found(head, tensor, opset, tmp_path):
 def test_a_tensor_can_be_named(tmp_path):
     path = make_backbone(tmp_path / "b.onnx", head="classifier")
     assert read_backbone(str(path), Asked(tensor="logits")).width == 3
-    with pytest.raises(BackboneError, match="no tensor 'nothing'.*--tensor"):
+    with pytest.raises(BackboneError, match=r"no tensor 'nothing'.*--tensor"):
         read_backbone(str(path), Asked(tensor="nothing"))
 
 

@@ -19,6 +19,7 @@ from training.extractor import Extractor
 from training.fitted import Fitted
 from training.origin import origin_file, read_beside
 
+INT, TEXT = pa.int64(), pa.string()
 FIT = [
     "--epochs",
     "1",
@@ -43,11 +44,11 @@ def encoded(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def write_table(path, images, *, broken=(), kind=pa.int64()) -> None:
+def write_table(path, images, *, broken=(), kind=INT) -> None:
     labels = [index % 3 for index in range(len(images))]
     data = [b"broken" if index in broken else encoded(image) for index, image in enumerate(images)]
     names = ["bird", "cat", "ape"]
-    column = labels if kind == pa.int64() else [names[label] for label in labels]
+    column = labels if kind == INT else [names[label] for label in labels]
     path.parent.mkdir(exist_ok=True)
     pq.write_table(
         pa.table({"image": [{"bytes": each} for each in data], "kind": pa.array(column, kind)}), path
@@ -68,7 +69,7 @@ def run(*arguments, status: int = 0) -> None:
     assert main(["features", *map(str, arguments), "--device", "cpu", "--threads", "1"]) == status
 
 
-@pytest.mark.parametrize("kind", [pa.int64(), pa.string()], ids=str)
+@pytest.mark.parametrize("kind", [INT, TEXT], ids=str)
 @pytest.mark.parametrize("suffix", ["parquet", "npz", "npy"])
 def test_features_of_a_table_in_order_with_labels_and_fit_reads_them(
     kind, suffix, backbone, tmp_path, capsys
@@ -86,7 +87,7 @@ def test_features_of_a_table_in_order_with_labels_and_fit_reads_them(
     np.testing.assert_allclose(data.x, reference_features(x), atol=2e-5)
     if column:
         # Text is numbered in alphabetical order: ape, bird, cat.
-        expected = np.arange(33) % 3 if kind == pa.int64() else np.array([1, 2, 0])[np.arange(33) % 3]
+        expected = np.arange(33) % 3 if kind == INT else np.array([1, 2, 0])[np.arange(33) % 3]
         np.testing.assert_array_equal(data.labels, expected)
     if suffix == "parquet":
         assert pq.read_table(output)["row"].to_pylist() == list(range(33))
