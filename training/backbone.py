@@ -88,7 +88,10 @@ def read_backbone(source: str, asked: Asked | None = None) -> Backbone:
 
         model = to_onnx(source.removeprefix(TORCHVISION))
         data = model.SerializeToString(deterministic=True)
-        return _described(source, model, hashlib.sha256(data).hexdigest(), asked)
+        backbone = _described(source, model, hashlib.sha256(data).hexdigest(), asked)
+        if len(backbone.shape) == 1 and asked.tensor is None:
+            raise BackboneError(f"{source}: averages no feature map; name the tensor to take with --tensor")
+        return backbone
     path = Path(source)
     try:
         data = path.read_bytes()

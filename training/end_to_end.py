@@ -108,16 +108,14 @@ def _the_same(origin: Origin, source: str, asked: Asked) -> Backbone:
 
 def _joined(before: ModelProto, after: ModelProto) -> tuple[ModelProto, int]:
     opset = max(_opset(before), _opset(after))
-    parts = [
+    before, after = (
         part if _opset(part) == opset else version_converter.convert_version(part, opset)
         for part in (before, after)
-    ]
-    ir_version = max(part.ir_version for part in parts)
-    for part in parts:
-        part.ir_version = ir_version
+    )
+    before.ir_version = after.ir_version = max(before.ir_version, after.ir_version)
     # The outputs keep their names, by which consumers know them.
-    parts[1] = compose.add_prefix(parts[1], _PREFIX, rename_outputs=False)
-    model = compose.merge_models(*parts, io_map=[(FEATURES, _PREFIX + INPUT_NAME)])
+    after = compose.add_prefix(after, _PREFIX, rename_outputs=False)
+    model = compose.merge_models(before, after, [(FEATURES, _PREFIX + INPUT_NAME)])
     onnx.checker.check_model(model)
     return model, opset
 

@@ -47,8 +47,8 @@ def table_of(
     columns[VECTOR] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     if labels is not None:
         columns[LABEL] = pa.array(labels)
-    for name in ids.column_names if ids is not None else ():
-        columns[name] = ids.column(name)
+    if ids is not None:
+        columns |= {name: ids.column(name) for name in ids.column_names}
     return pa.table(columns)
 
 

@@ -56,9 +56,9 @@ class Parts:
                 "remove it and begin anew"
             )
 
-    def missing(self) -> list[int]:
-        """The parts that are still to be made, by index."""
-        return [index for index in range(self.n_parts) if not self._path(index).exists()]
+    def n_done(self) -> int:
+        """How many parts there are, up to the first that is missing."""
+        return next((i for i in range(self.n_parts) if not self._path(i).exists()), self.n_parts)
 
     def write(self, index: int, table: pa.Table) -> None:
         """Keep a finished part."""
@@ -75,8 +75,8 @@ class Parts:
         return sum(pq.read_metadata(self._path(index)).num_rows for index in range(self.n_parts))
 
     def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder)
+        """Remove the folder, if it is there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"part-{index:08d}.parquet"

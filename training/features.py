@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from serving.progress import Progress
 from serving.readers import Chunk, DataError, Source
@@ -14,12 +15,14 @@ from serving.runtime import Device
 from training.backbone import Backbone
 from training.checkpoint import CheckpointError
 from training.extractor import Extractor, check_images
-from training.feature_files import ROW, check_suffix, table_of, vectors_of, write_features
+from training.feature_files import check_suffix, table_of, vectors_of, write_features
 from training.feature_parts import Parts
-from training.origin import N_EXAMPLES, Origin, origin_file, save_beside
+from training.origin import N_EXAMPLES, Origin, origin_file, read_beside, save_beside
 
 PART_ROWS = 512
 _SHOWN = 3
+# Column of the parts that is not of the output: the images that are kept as examples.
+_EXAMPLE = "example image"
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,10 @@ def compute(
     check_images(source.input, str(source.path))
     n_parts = -(-source.n_rows // PART_ROWS)
     parts = Parts(output, n_parts)
-    if output.exists() and not parts.folder.exists():
-        return _finished(source, backbone, output)
+    if output.exists() and (origin_file(output).exists() or not parts.folder.exists()):
+        done = _finished(source, backbone, output)
+        parts.remove()
+        return done
     extractor = Extractor(backbone, source.input, device, threads)
     plan = {
         "images": source.input.model_dump(mode="json"),
@@ -98,16 +103,13 @@ def compute(
         "recipe": backbone.recipe.model_dump(mode="json"),
     }
     parts.open(plan, resume=resume)
-    missing = parts.missing()
-    with progress(
-        source.n_rows, source.n_rows - sum(len(_rows(source, index)) for index in missing)
-    ) as shown:
+    first = parts.n_done()
+    begin = min(first * PART_ROWS, source.n_rows)
+    with progress(source.n_rows, begin) as shown:
         shown.say(f"{backbone}; on {extractor.device}")
-        if len(missing) < n_parts:
-            shown.say(f"{n_parts - len(missing)} of {n_parts} parts are there already")
-        for index in missing:
-            rows = _rows(source, index)
-            (chunk,) = source.chunks(rows.start, rows.stop, PART_ROWS)
+        if first:
+            shown.say(f"{first} of {n_parts} parts are there already")
+        for index, chunk in enumerate(source.chunks(begin, None, PART_ROWS), first):
             if chunk.errors and not drop_unreadable:
                 raise DataError(_unreadable(source, chunk))
             good = np.array([row for row in range(len(chunk)) if row not in chunk.errors], np.int64)
@@ -115,23 +117,29 @@ def compute(
             for start in range(0, len(good), batch_size):
                 batch = good[start : start + batch_size]
                 vectors[start : start + batch_size] = extractor(chunk.x[batch])
+                shown.add(len(batch))
+            if chunk.errors:
+                shown.add(len(chunk.errors))
             _check_finite(source, chunk.start + good, vectors, backbone)
-            labels = None if chunk.labels is None else _named(source, chunk.labels[good])
-            ids = None if chunk.ids is None else chunk.ids.take(good)
-            parts.write(index, table_of(chunk.start + good, vectors, labels, ids))
-            shown.add(len(chunk))
+            parts.write(index, _part(source, chunk, good, vectors))
     n_rows = parts.n_rows
     if not n_rows:
         raise DataError(f"{source.path}: none of its {source.n_rows} images can be read")
-    write_features(output, parts.tables, n_rows, backbone.width)
+    write_features(output, lambda: (t.drop_columns(_EXAMPLE) for t in parts.tables()), n_rows, backbone.width)
     more = {"data": source.path.name, "fingerprint": source.fingerprint, "rows": n_rows}
     save_beside(_origin(source, backbone, parts), output, more)
     parts.remove()
     return Computed(n_rows, backbone.width, source.n_rows - n_rows)
 
 
-def _rows(source: Source, index: int) -> range:
-    return range(index * PART_ROWS, min((index + 1) * PART_ROWS, source.n_rows))
+def _part(source: Source, chunk: Chunk, good: np.ndarray, vectors: np.ndarray) -> pa.Table:
+    """The table of a chunk's readable rows, the images among them that are kept as examples included."""
+    rows = chunk.start + good
+    labels = None if chunk.labels is None else _named(source, chunk.labels[good])
+    ids = None if chunk.ids is None else chunk.ids.take(good)
+    step = -(-source.n_rows // N_EXAMPLES)
+    examples = [chunk.x[row - chunk.start].tobytes() if row % step == 0 else None for row in rows]
+    return table_of(rows, vectors, labels, ids).append_column(_EXAMPLE, pa.array(examples, pa.binary()))
 
 
 def _named(source: Source, labels: np.ndarray) -> np.ndarray:
@@ -166,31 +174,28 @@ def _check_finite(source: Source, rows: np.ndarray, vectors: np.ndarray, backbon
 
 
 def _origin(source: Source, backbone: Backbone, parts: Parts) -> Origin:
-    """A few images of the source and their features, spread evenly."""
-    step = -(-source.n_rows // N_EXAMPLES)
-    rows, features = [], []
+    """Where the features come from, with the examples that the parts hold."""
+    images, features = [], []
     for table in parts.tables():
-        wanted = np.flatnonzero(table.column(ROW).to_numpy() % step == 0)
-        rows += table.column(ROW).to_numpy()[wanted].tolist()
-        features.append(vectors_of(table)[wanted])
-    examples = [next(source.chunks(row, row + 1)).x for row in rows]
+        column = table.column(_EXAMPLE)
+        features.append(vectors_of(table)[column.is_valid().to_numpy()])
+        images += column.drop_null().to_pylist()
     return Origin(
         backbone=backbone.name,
         recipe=backbone.recipe,
         images=source.input,
-        examples=np.concatenate(examples) if examples else np.zeros((0, *source.input.shape), np.uint8),
+        examples=np.frombuffer(b"".join(images), np.uint8).reshape(-1, *source.input.shape).copy(),
         features=np.concatenate(features),
     )
 
 
 def _finished(source: Source, backbone: Backbone, output: Path) -> Computed:
     """What there is already, if it is what was asked for."""
-    path = origin_file(output)
-    if not path.exists():
+    if read_beside([output]) is None:
         raise CheckpointError(
             f"{output} exists already, and was not made by this command: pass another --output"
         )
-    origin, more = Origin.load(path)
+    origin, more = Origin.load(origin_file(output))
     if (origin.recipe, more["fingerprint"]) != (backbone.recipe, source.fingerprint):
         raise CheckpointError(
             f"{output} holds the features of other images or another backbone: pass another"

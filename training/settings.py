@@ -18,7 +18,10 @@ from training.config import TrainingConfig, explain, load_preset, preset_names
 # As in training.cluster_count, which takes a second to import.
 MOST_ROWS = 20_000
 DEFAULT_PRESET = "default"
-_DATA = "IDX folder, .npy, .npz, .parquet, .csv, folder of images, CIFAR's or STL-10's binary files, or the word digits"
+_DATA = (
+    "IDX folder, .npy, .npz, .parquet, .csv, folder of images, binary files of CIFAR or STL-10, or the word "
+    "digits"
+)
 _LABELS = "column of labels in a Parquet or CSV file; for scoring only, never seen by a fit"
 
 

@@ -32,10 +32,10 @@ def to_onnx(name: str) -> ModelProto:
     """
     try:
         from torchvision import models
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter from one that was built for another torch
         raise BackboneError(
-            f"{TORCHVISION}{name}: torchvision is not there ({error}): install nvisa[features], or pass an "
-            "ONNX file"
+            f"{TORCHVISION}{name}: torchvision cannot be used: {error}; install nvisa[features], with the "
+            f"torchvision that goes with torch {torch.__version__}, or pass an ONNX file"
         ) from error
     network, _, weights_name = name.partition("@")
     try:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.backbones import SIZE, WIDTH, make_backbone, reference_features
 from training.backbone import BackboneError, read_backbone
 from training.data import describe
-from training.extractor import Extractor, check_images
+from training.extractor import Extractor, check_images, extractor_graph
+from training.graph_cost import multiply_accumulates
 from training.recipe import Asked
 
 
@@ -152,7 +154,16 @@ def test_rows_that_are_no_images_are_refused():
             check_images(describe(x), "there")
 
 
-def test_torchvision_that_is_not_there_is_explained(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(BackboneError, match=r"torchvision:resnet50.* install nvisa\[features\]"):
-        read_backbone("torchvision:resnet50")
+def test_products_are_counted_as_torch_counts_them(tmp_path):
+    """The convolution of the backbone, and a matrix product after it."""
+    backbone = read_backbone(
+        str(make_backbone(tmp_path / "b.onnx", head="classifier")), Asked(tensor="logits")
+    )
+    with FlopCounterMode(display=False) as counter:
+        maps = torch.zeros(1, 3, SIZE, SIZE)
+        maps = torch.nn.functional.conv2d(maps, torch.zeros(WIDTH, 3, 3, 3), stride=2, padding=1)
+        maps.mean((2, 3)) @ torch.zeros(WIDTH, 3)
+    assert 2 * multiply_accumulates(backbone.model) == counter.get_total_flops()
+    assert multiply_accumulates(extractor_graph(backbone, describe(random_images(1, 8, 8)))) == (
+        counter.get_total_flops() / 2
+    )
