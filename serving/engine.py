@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from serving.bundle import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, Bundle, BundleError
-from serving.runtime import import_onnxruntime
-
-log = logging.getLogger(__name__)
-
-Device = Literal["auto", "cpu", "cuda"]
+from serving.runtime import Device, DeviceError, available_cpus, open_session
 
 
 class EngineError(RuntimeError):
@@ -129,55 +122,11 @@ class OnnxEngine:
         return Assignments(probabilities=probabilities, clusters=clusters, novelty=novelty)
 
 
-def available_cpus() -> int:
-    """Processors this process may use: its affinity, cut by the container's CPU quota (cgroup v2)."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _session(bundle: Bundle, device: Device, threads: int, spin: bool) -> Any:
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(count, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return count
-
-
-def _session(bundle: Bundle, device: Device, threads: int, spin: bool):  # type: ignore[no-untyped-def]
-    ort = import_onnxruntime()
-
-    def build(cuda: bool):  # type: ignore[no-untyped-def]
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-        if cuda:
-            # ONNX Runtime moves to the CPU without a word unless it is told not to.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers = ["CUDAExecutionProvider"] if cuda else ["CPUExecutionProvider"]
-        session = ort.InferenceSession(bundle.graph, options, providers=providers, enable_fallback=0)
-        if session.get_providers()[0] != providers[0]:
-            raise EngineError(f"asked for {providers[0]}, got {session.get_providers()}")
-        return session
-
-    if device != "cpu":
-        has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-        if not has_cuda and device == "cuda":
-            raise EngineError(
-                "device=cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu instead of "
-                "onnxruntime, or use --device cpu"
-            )
-        if has_cuda:
-            if hasattr(ort, "preload_dlls"):
-                ort.preload_dlls()
-            try:
-                return build(cuda=True)
-            except Exception as error:
-                if device == "cuda":
-                    raise EngineError(
-                        f"device=cuda: CUDA cannot be used: {error}; check the driver and the CUDA and "
-                        "cuDNN versions, or use --device cpu"
-                    ) from error
-                log.warning("device=auto: CUDA is there and cannot be used", extra={"why": str(error)})
-    try:
-        return build(cuda=False)
+        return open_session(bundle.graph, device, threads, spin=spin)
+    except DeviceError as error:
+        raise EngineError(str(error)) from error
     except Exception as error:
         raise BundleError(
             f"{bundle.path}: ONNX Runtime cannot load the graph: {error}; export the model again"

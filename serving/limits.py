@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.engine import available_cpus
+from serving.runtime import available_cpus
 from serving.settings import ServerSettings
 
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from serving.batcher import Batcher
 from serving.bundle import Bundle, BundleError, Manifest, find_bundles, read_bundle
-from serving.engine import Device, Engine, EngineError, OnnxEngine
+from serving.engine import Engine, EngineError, OnnxEngine
 from serving.errors import NotReady, UnknownModel
 from serving.limits import BatchLimits, batch_limits, intra_op_threads
 from serving.metrics import Metrics
+from serving.runtime import Device
 from serving.settings import ServerSettings
 
 log = logging.getLogger(__name__)

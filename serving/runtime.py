@@ -1,9 +1,20 @@
-"""ONNX Runtime, imported in the one way that keeps it quiet."""
+"""ONNX Runtime: imported in the one way that keeps it quiet, and sessions on the device that was asked."""
 
 from __future__ import annotations
 
+import logging
 import os
+from pathlib import Path
 from types import ModuleType
+from typing import Any, Literal
+
+log = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class DeviceError(RuntimeError):
+    """CUDA was asked for and cannot be used; the message says why and what to do."""
 
 
 def import_onnxruntime() -> ModuleType:
@@ -17,3 +28,83 @@ def import_onnxruntime() -> ModuleType:
     import onnxruntime
 
     return onnxruntime
+
+
+def available_cpus() -> int:
+    """Processors this process may use: its affinity, cut by the container's CPU quota (cgroup v2)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(count, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return count
+
+
+def open_session(
+    graph: bytes,
+    device: Device,
+    threads: int,
+    *,
+    spin: bool = False,
+    cuda_options: dict[str, Any] | None = None,
+) -> Any:
+    """An ``InferenceSession`` of ``graph`` that really runs where it says.
+
+    Parameters
+    ----------
+    graph
+        A serialised ONNX model.
+    device
+        ``"cuda"`` is CUDA or an error; ``"auto"`` takes CUDA if it is usable and the CPU otherwise.
+    threads
+        Threads within one run.
+    spin
+        Let idle threads spin.
+    cuda_options
+        Options of ONNX Runtime's CUDA provider.
+
+    Raises
+    ------
+    DeviceError
+        If CUDA was asked for and cannot be used.
+    Exception
+        Whatever ONNX Runtime raises for a graph that it cannot load on the CPU.
+    """
+    ort = import_onnxruntime()
+
+    def build(cuda: bool) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        if cuda:
+            # ONNX Runtime moves to the CPU without a word unless it is told not to.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        name = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
+        providers = [(name, cuda_options or {}) if cuda else name]
+        session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+        if session.get_providers()[0] != name:
+            raise DeviceError(f"asked for {name}, got {session.get_providers()}")
+        return session
+
+    if device != "cpu":
+        has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+        if not has_cuda and device == "cuda":
+            raise DeviceError(
+                "device=cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu instead of "
+                "onnxruntime, or use --device cpu"
+            )
+        if has_cuda:
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
+            try:
+                return build(cuda=True)
+            except Exception as error:
+                if device == "cuda":
+                    raise DeviceError(
+                        f"device=cuda: CUDA cannot be used: {error}; check the driver and the CUDA and "
+                        "cuDNN versions, or use --device cpu"
+                    ) from error
+                log.warning("device=auto: CUDA is there and cannot be used", extra={"why": str(error)})
+    return build(cuda=False)

@@ -10,8 +10,8 @@ from pydantic_settings import SettingsConfigDict
 
 from serving.addresses import is_loopback
 from serving.configuration import LayeredSettings
-from serving.engine import Device
 from serving.logs import LogFormat, LogLevel
+from serving.runtime import Device
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import sys
@@ -23,6 +24,7 @@ commands:
   report    draw a run's clusters
   align     number and name a run's clusters like those of an older bundle
   suggest-k measure how many clusters there may be
+  features  compute features of images with a pretrained backbone, to fit to
   paper     make the paper's tables and figures
 
 nvisa-train COMMAND --help tells a command's options."""
@@ -41,6 +43,7 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
     from training.fit import Silent
     from training.fit import fit as run_fit
     from training.fitted import Fitted
+    from training.origin import check_same
     from training.progress import TerminalProgress
     from training.run import refuse_used
     from training.settings import FitSettings
@@ -61,6 +64,8 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
             scratch=settings.scratch or _disk_of(settings.output),
             say=progress.say,
         )
+        if old is not None:
+            check_same(old.origin, loaded.origin, settings.data)
         return settings, config, old, loaded
 
     try:
@@ -84,6 +89,7 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
             progress.close()
     if world.rank > 0:
         return
+    fitted = dataclasses.replace(fitted, origin=loaded.origin)
     fitted.save(settings.output)
     for index, restart in enumerate(fitted.restarts):
         chosen = "  <- chosen" if index == fitted.chosen and config.restarts > 1 else ""
@@ -128,7 +134,12 @@ def export(arguments: Sequence[str]) -> None:
     from training.settings import ExportSettings
 
     settings = load_settings(ExportSettings, arguments)
-    manifest = write(Fitted.load(settings.run), settings.output, with_novelty=settings.with_novelty)
+    manifest = write(
+        Fitted.load(settings.run),
+        settings.output,
+        with_novelty=settings.with_novelty,
+        backbone=settings.backbone,
+    )
     parity = manifest.parity
     print(
         f"{settings.output}: {manifest.n_clusters} clusters, parity on {parity.rows} rows: "
@@ -160,6 +171,7 @@ def align(arguments: Sequence[str]) -> None:
     from training.align import align as match_clusters
     from training.align import write_aligned
     from training.fitted import Fitted
+    from training.origin import check_same
     from training.precision import resolve_device
     from training.run import check_rows, refuse_existing
     from training.settings import AlignSettings
@@ -171,6 +183,7 @@ def align(arguments: Sequence[str]) -> None:
     fitted = Fitted.load(settings.new_run, resolve_device(settings.device))
     loaded = data.load(settings.data, split=settings.split, label_column=settings.label_column)
     check_rows(bundle.manifest.input, loaded.spec, settings.data)
+    check_same(fitted.origin, loaded.origin, settings.data)
     aligned, alignment = match_clusters(fitted, bundle, loaded.x)
     print(alignment.model_dump_json(indent=2) if settings.json else alignment)
     if settings.output is not None:
@@ -205,6 +218,34 @@ def suggest_k(arguments: Sequence[str]) -> None:
         return
     print(count)
     print(f"picture and numbers written to {settings.output}")
+
+
+def features(arguments: Sequence[str]) -> None:
+    """Run ``nvisa-train features``."""
+    from training import data
+    from training.backbone import read_backbone
+    from training.features import compute
+    from training.recipe import Asked
+    from training.settings import FeaturesSettings
+
+    settings = load_settings(FeaturesSettings, arguments)
+    source = data.open_data(
+        settings.images, split=settings.split, label_column=settings.label_column, labels=True
+    )
+    size = (settings.size, settings.size) if settings.size is not None else None
+    asked = Asked(size=size, mean=settings.mean, std=settings.std, tensor=settings.tensor)
+    done = compute(
+        source,
+        read_backbone(settings.backbone, asked),
+        settings.output,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        threads=settings.threads,
+        resume=settings.resume,
+        drop_unreadable=settings.drop_unreadable,
+    )
+    dropped = f"; {done.dropped} images that cannot be read are left out" if done.dropped else ""
+    print(f"{settings.output}: {done.rows} rows of {done.width} features{dropped}")
 
 
 def paper(arguments: Sequence[str]) -> None:
@@ -254,7 +295,13 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report,
     "align": align,
     "suggest-k": suggest_k,
+    "features": features,
     "paper": paper,
+}
+_AFTER_INTERRUPT = {
+    fit: "; go on with --resume",
+    features: "; go on with --resume",
+    paper: "; the same command goes on",
 }
 
 
@@ -276,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(arguments[1:])
     except (ValueError, OSError) as error:
-        full = command is fit and isinstance(error, OSError) and error.errno in DISK_FULL
+        full = command in RESUMABLE and isinstance(error, OSError) and error.errno in DISK_FULL
         hint = "; make room and go on with --resume" if full else ""
         print(f"{name} {arguments[0]}: {_message(error)}{hint}", file=sys.stderr)
         return 2
@@ -291,8 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name} {arguments[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = "; go on with --resume" if command is fit else ""
-        hint = "; the same command goes on" if command is paper else hint
+        hint = _AFTER_INTERRUPT.get(command, "")
         if rank == 0:
             print(f"\nnvisa-train {arguments[0]}: interrupted{hint}", file=sys.stderr)
         return 130

@@ -14,6 +14,7 @@ from serving.readers import Source, Split, open_source, read_all
 from serving.readers.arrays import ArraySource
 from serving.readers.source import input_spec
 from training.memory import free_ram
+from training.origin import Origin, read_beside
 from training.rows import SHARE, Memory, n_bytes, part_rows
 from training.spill import mapped
 
@@ -36,6 +37,8 @@ class Data:
         int64 ``(n,)`` or ``None``. For scoring only: nothing that fits, selects or stops is handed them.
     name, fingerprint
         Where the rows came from, and a SHA-256 that changes when they do.
+    origin
+        Which backbone made the features, if a file beside them says so.
     """
 
     x: np.ndarray
@@ -43,6 +46,7 @@ class Data:
     labels: np.ndarray | None
     name: str
     fingerprint: str
+    origin: Origin | None = None
 
 
 def open_data(
@@ -108,7 +112,14 @@ def load(
         x, found = read_all(reader)
     else:
         x, found = mapped(reader, scratch, say)
-    return Data(x=x, spec=reader.input, labels=found, name=source, fingerprint=reader.fingerprint)
+    return Data(
+        x=x,
+        spec=reader.input,
+        labels=found,
+        name=source,
+        fingerprint=reader.fingerprint,
+        origin=read_beside(reader.files),
+    )
 
 
 def describe(x: np.ndarray) -> InputSpec:

@@ -7,6 +7,7 @@ import numpy as np
 from serving.readers import Source, readable_chunks
 from training.fitted import Fitted
 from training.inference import probabilities
+from training.origin import check_same, read_beside
 from training.run import check_rows
 from training.scores import Scores, score
 
@@ -17,11 +18,12 @@ def evaluate(fitted: Fitted, source: Source) -> tuple[Scores, Scores | None]:
     Raises
     ------
     ValueError
-        If its rows are not what the model takes.
+        If its rows are not what the model takes, or are features of another backbone.
     DataError
         If a row or a label cannot be read.
     """
     check_rows(fitted.spec, source.input, str(source.path))
+    check_same(fitted.origin, read_beside(source.files), str(source.path))
     clusters, confidences, starts, labels = [], [], [], []
     for chunk in readable_chunks(source):
         q = probabilities(fitted.model, chunk.x)

@@ -31,6 +31,7 @@ from serving.bundle import (
     write_bundle,
 )
 from serving.runtime import import_onnxruntime
+from training.end_to_end import compose_with
 from training.fitted import Fitted
 from training.inference import probabilities
 from training.model import NVISAModel
@@ -109,8 +110,10 @@ def _output_names(ranks: Ranks | None) -> tuple[str, ...]:
     return (PROBABILITIES, CLUSTER) if ranks is None else (PROBABILITIES, CLUSTER, NOVELTY)
 
 
-def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray) -> Parity:
+def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray, features: np.ndarray | None = None) -> Parity:
     """Compare the graph, under ONNX Runtime on the CPU, with torch on rows ``x``.
+
+    ``features`` are what torch gets in their place, where the graph begins with a backbone.
 
     Raises
     ------
@@ -118,7 +121,7 @@ def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray) -> Parity:
         If probabilities differ by more than 1e-4 or the argmax on more than 0.1 % of the rows.
     """
     session = _session(graph)
-    expected = probabilities(fitted.model, x)
+    expected = probabilities(fitted.model, x if features is None else features)
     found, clusters = session.run([PROBABILITIES, CLUSTER], {INPUT_NAME: x})
     alone = session.run([PROBABILITIES], {INPUT_NAME: x[:1]})[0]
     if found.shape != expected.shape or alone.shape != expected[:1].shape:
@@ -135,15 +138,17 @@ def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray) -> Parity:
     return Parity(max_abs_difference=difference, equal_argmax_share=equal, rows=len(x))
 
 
-def check_novelty(fitted: Fitted, graph: bytes, x: np.ndarray, ranks: Ranks) -> float:
-    """Largest difference between the graph's novelty and torch's on rows ``x``.
+def check_novelty(
+    fitted: Fitted, graph: bytes, x: np.ndarray, ranks: Ranks, features: np.ndarray | None = None
+) -> float:
+    """Largest difference between the graph's novelty and torch's on rows ``x``; see `check_parity`.
 
     Raises
     ------
     ExportError
         If it is more than 0.005, or the graph's is not finite.
     """
-    expected = novelty(fitted.model, ranks, x)
+    expected = novelty(fitted.model, ranks, x if features is None else features)
     (found,) = _session(graph).run([NOVELTY], {INPUT_NAME: x})
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
     if not difference <= MAX_NOVELTY_DIFFERENCE:
@@ -154,7 +159,9 @@ def check_novelty(fitted: Fitted, graph: bytes, x: np.ndarray, ranks: Ranks) -> 
     return difference
 
 
-def export(fitted: Fitted, output: Path, *, with_novelty: bool = False) -> Manifest:
+def export(
+    fitted: Fitted, output: Path, *, with_novelty: bool = False, backbone: str | None = None
+) -> Manifest:
     """Write the bundle ``output`` (``.../<name>/<version>``) and return its manifest.
 
     Parameters
@@ -162,11 +169,16 @@ def export(fitted: Fitted, output: Path, *, with_novelty: bool = False) -> Manif
     with_novelty
         Add the output ``novelty``: a rank among all training rows, or for a run that was fitted before ranks
         were kept, among the up to 2,000 training rows that it holds.
+    backbone
+        Of which the run's features are: the graph then begins with it and takes images, see
+        `training.end_to_end`. It is checked on images that the run holds, beside the check on features.
 
     Raises
     ------
     ExportError
         If the path does not name a model and a version, or parity fails.
+    BackboneError
+        If ``backbone`` cannot be read or is not the one of the run's features.
     BundleError
         If the bundle is there already or cannot be written.
     """
@@ -181,12 +193,20 @@ def export(fitted: Fitted, output: Path, *, with_novelty: bool = False) -> Manif
         ranks = fitted.rows.ranks or calibrate(fitted.model, fitted.rows.sample)
     graph = to_onnx(fitted, ranks)
     parity = check_parity(fitted, graph, fitted.rows.sample)
+    difference = check_novelty(fitted, graph, fitted.rows.sample, ranks) if ranks is not None else None
+    spec, opset, cost = fitted.spec, OPSET, 0
+    if backbone is not None:
+        whole = compose_with(fitted, backbone, graph)
+        graph, spec, opset, cost = whole.graph, whole.images, whole.opset, whole.cost
+        parity = check_parity(fitted, graph, whole.examples, whole.features)
+        if ranks is not None:
+            difference = check_novelty(fitted, graph, whole.examples, ranks, whole.features)
     reference = fitted.rows.reference
     manifest = Manifest(
         schema_version=1 if ranks is None else 2,
         name=output.parent.name,
         version=number,
-        input=fitted.spec,
+        input=spec,
         n_clusters=fitted.config.n_clusters,
         clusters=tuple(
             Cluster(
@@ -206,16 +226,16 @@ def export(fitted: Fitted, output: Path, *, with_novelty: bool = False) -> Manif
         ),
         outputs=_output_names(ranks),
         graph_sha256=sha256(graph),
-        opset=OPSET,
+        opset=opset,
         parity=parity,
         reference=reference,
         novelty=None
-        if ranks is None
+        if ranks is None or difference is None
         else Novelty(
             score=SCORE,
             rows=ranks.rows,
-            cost_ratio=cost_ratio(fitted.model),
-            max_abs_difference=check_novelty(fitted, graph, fitted.rows.sample, ranks),
+            cost_ratio=cost_ratio(fitted.model, cost),
+            max_abs_difference=difference,
         ),
         training=TrainingSummary(
             data=Path(fitted.data["name"]).name,

@@ -1,7 +1,8 @@
 """A fitted model and what is known of its training, in memory and as a directory.
 
 ``model.safetensors`` (weights, and the AE+GMM start), ``rows.safetensors`` (a few training rows, for the
-report and for parity at export) and ``fit.json`` (everything else). Nothing is pickled.
+report and for parity at export), ``origin.safetensors`` (the backbone of features, if they have one) and
+``fit.json`` (everything else). Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from training.inference import assign
 from training.initialise import Start
 from training.model import NVISAModel
 from training.novelty import Ranks, calibrate
+from training.origin import Origin
 
 FORMAT = 1
 MODEL_FILE, ROWS_FILE, FIT_FILE = "model.safetensors", "rows.safetensors", "fit.json"
+ORIGIN_FILE = "origin.safetensors"
 CONFIDENCE_BINS = 20
 SAMPLE_ROWS = 2_000
 TYPICAL_PER_CLUSTER = 10
@@ -89,6 +92,8 @@ class Fitted:
         Names given to the clusters, by id; none given: ``()``. See `cluster_names`.
     warm_start
         SHA-256 of the weights the run began with, where they were another run's.
+    origin
+        Which backbone made the features that the model was fitted to, if that is known.
     """
 
     model: NVISAModel
@@ -102,6 +107,7 @@ class Fitted:
     rows: TrainingRows
     names: tuple[str, ...] = ()
     warm_start: str | None = None
+    origin: Origin | None = None
 
     @property
     def cluster_names(self) -> tuple[str, ...]:
@@ -127,6 +133,8 @@ class Fitted:
             kept["ranks.energies"] = torch.from_numpy(self.rows.ranks.energies)
             kept["ranks.sigma"] = torch.tensor(self.rows.ranks.sigma, dtype=torch.float64)
         save_tensors(directory / ROWS_FILE, kept, {})
+        if self.origin is not None:
+            self.origin.save(directory / ORIGIN_FILE)
         write_json(
             directory / FIT_FILE,
             {
@@ -188,6 +196,7 @@ class Fitted:
             data=document["data"],
             names=tuple(document.get("names", ())),
             warm_start=document.get("warm_start"),
+            origin=Origin.load(directory / ORIGIN_FILE)[0] if (directory / ORIGIN_FILE).exists() else None,
             rows=TrainingRows(
                 reference=reference,
                 ranks=ranks,

@@ -155,8 +155,11 @@ def novelty(model: NVISAModel, ranks: Ranks, x: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def cost_ratio(model: NVISAModel) -> float:
-    """Multiply-accumulates of a row with novelty over those without; elementwise work is not counted."""
+def cost_ratio(model: NVISAModel, before: int = 0) -> float:
+    """Multiply-accumulates of a row with novelty over those without; elementwise work is not counted.
+
+    ``before`` are those of what comes before the model in either case, a backbone.
+    """
     row = torch.zeros(
         (1, *model.spec.shape), dtype=getattr(torch, model.spec.dtype), device=model.shift.device
     )
@@ -164,5 +167,5 @@ def cost_ratio(model: NVISAModel) -> float:
     for run in (model, lambda rows: terms(model, model.preprocess(rows))):
         with FlopCounterMode(display=False) as counter:
             run(row)
-        counts.append(counter.get_total_flops())
+        counts.append(counter.get_total_flops() / 2 + before)
     return counts[1] / counts[0]

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model, field_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from serving.configuration import InvalidSettings, LayeredSettings
@@ -18,7 +18,10 @@ from training.config import TrainingConfig, explain, load_preset, preset_names
 # As in training.cluster_count, which takes a second to import.
 MOST_ROWS = 20_000
 DEFAULT_PRESET = "default"
-_DATA = "IDX folder, .npy, .npz, .parquet, .csv, folder of images, or the word digits"
+_DATA = (
+    "IDX folder, .npy, .npz, .parquet, .csv, folder of images, binary files of CIFAR or STL-10, or the word "
+    "digits"
+)
 _LABELS = "column of labels in a Parquet or CSV file; for scoring only, never seen by a fit"
 
 
@@ -85,6 +88,55 @@ with warnings.catch_warnings():
         json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
 
 
+class FeaturesSettings(LayeredSettings):
+    """Compute features of images with a pretrained backbone: a file that fit takes for data.
+
+    Images are resized bilinearly to the backbone's input, and its last feature map is averaged to one vector
+    an image, as in the paper. The tensor that becomes features is the graph's output if it is a map; else the
+    map that it averages last; else its output.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="NVISA_FEATURES_", cli_prog_name="nvisa-train features")
+
+    images: CliPositionalArg[str] = Field(description="images: " + _DATA)
+    backbone: str = Field(
+        description="ONNX file with one input (n, 3, height, width) of floats, or torchvision:NAME, such as "
+        "torchvision:resnet50, or with other weights than IMAGENET1K_V1 torchvision:NAME@WEIGHTS"
+    )
+    output: Path = Field(
+        description=".parquet (with labels and paths), .npz (with labels as y) or .npy; beside it "
+        "FILE.origin.safetensors tells which backbone it is of"
+    )
+    split: Literal["train", "test"] = Field("train", description="part of a folder that has both")
+    label_column: str | None = Field(None, description=_LABELS + "; carried over, as the column label")
+    size: int | None = Field(
+        None, ge=1, description="side of the images the backbone gets, where its graph leaves it open"
+    )
+    mean: tuple[float, float, float] | None = Field(
+        None,
+        description="mean of red, green, blue in units of 255; unset: the file's metadata, else ImageNet's",
+    )
+    std: tuple[float, float, float] | None = Field(
+        None,
+        description="std of red, green, blue in units of 255; unset: the file's metadata, else ImageNet's",
+    )
+    tensor: str | None = Field(None, description="name of the tensor that becomes features")
+    batch_size: int = Field(16, ge=1, description="images at once")
+    resume: bool = Field(False, description="go on with what a stopped run left")
+    drop_unreadable: bool = Field(
+        False, description="leave out images that cannot be read; the column row says which there are"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the backbone")
+    threads: int = Field(0, ge=0, description="threads on the CPU; 0: all processors")
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, value: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if value is not None and min(value) <= 0:
+            raise ValueError("must be positive")
+        return value
+
+
 class ExportSettings(LayeredSettings):
     """Export a run's q(y|x) as a bundle, after checking that ONNX Runtime and torch agree."""
 
@@ -96,6 +148,11 @@ class ExportSettings(LayeredSettings):
         False,
         description="add the output novelty, how unlike the training rows a row is, from 0 to 1; it runs the "
         "decoder, too, and the command says what that costs",
+    )
+    backbone: str | None = Field(
+        None,
+        description="the backbone that the run's features are of, an ONNX file or torchvision:NAME; the "
+        "bundle then takes images",
     )
 
 

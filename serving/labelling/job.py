@@ -15,7 +15,6 @@ from serving.labelling.budget import ErrorBudget
 from serving.labelling.engines import Labeller, open_labeller
 from serving.labelling.failures import LabellingError
 from serving.labelling.plan import Plan, Shard, make_plan, read_plan, refuse_changes, write_plan
-from serving.labelling.progress import Progress
 from serving.labelling.settings import LabelSettings
 from serving.labelling.shards import (
     SIDECAR_FOLDER,
@@ -27,6 +26,7 @@ from serving.labelling.shards import (
     write_shard,
     write_success,
 )
+from serving.progress import Progress
 from serving.readers import Source
 from serving.readers.fingerprint import stat_fingerprint
 

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from serving.configuration import LayeredSettings
-from serving.engine import Device
 from serving.readers import Split
+from serving.runtime import Device
 
 
 def _split_names(value: object) -> object:

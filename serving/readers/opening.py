@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.bundle import InputSpec
-from serving.readers import idx, npy
+from serving.readers import idx, npy, records
 from serving.readers.source import DataError, Source, Split
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-_SUPPORTED = "IDX, .npy, .npz, .parquet, .csv, or a folder of IDX, Parquet or image files"
+_SUPPORTED = (
+    "IDX, .npy, .npz, .parquet, .csv, the binary files of CIFAR and STL-10, or a folder of IDX, Parquet or "
+    "image files"
+)
 
 
 def open_source(
@@ -29,11 +32,12 @@ def open_source(
     ----------
     path
         IDX, ``.npy``, ``.npz``, ``.parquet`` or ``.csv`` file, or a folder of IDX files (MNIST's names),
-        Parquet parts or images.
+        Parquet parts or images; or what `serving.readers.records` reads.
     split
         Which half of a folder or NPZ file that has both; a lone file is read as it is.
     label_column
-        Column (or NPZ array) with the labels: text or whole numbers. Never a feature.
+        Column (or NPZ array) with the labels: text or whole numbers. Never a feature. Of CIFAR-100, ``fine``
+        or ``coarse``.
     id_columns
         Columns (or NPZ arrays) to hand through beside the rows. Never features. Images always have
         ``path``, relative to the folder.
@@ -61,6 +65,14 @@ def open_source(
         kind = _kind_of_file(path)
     else:
         raise DataError(f"{path}: no such file or folder; check the path")
+    if kind == "records":
+        if id_columns or feature_columns:
+            raise DataError(
+                f"{path}: these files have no columns, but {[*id_columns, *feature_columns]} were named"
+            )
+        files = records.find_records(path, split)
+        assert files is not None
+        return records.open_records(path, files, label_column=label_column, read_labels=read_labels)
     if kind in ("idx", "npy"):
         if label_column or id_columns or feature_columns:
             named = [*filter(None, [label_column]), *id_columns, *feature_columns]
@@ -137,6 +149,8 @@ def _split_of(folder: Path, file: Path) -> str | None:
 def _kind_of_folder(path: Path, split: Split) -> str:
     if idx.find_images(path, split) is not None:
         return "idx"
+    if records.find_records(path, split) is not None:
+        return "records"
     has_parquet = bool(_files(path, frozenset({".parquet"})))
     has_images = bool(_files(path, IMAGE_SUFFIXES))
     if has_parquet and has_images:
@@ -155,6 +169,9 @@ def _kind_of_file(path: Path) -> str:
         return "csv"
     if path.suffix.lower() in (".npy", ".npz", ".parquet"):
         return path.suffix.lower()[1:]
+    if records.find_records(path, "train") is not None:
+        return "records"
+    records.refuse_pickle(path)
     raise DataError(f"{path}: format not supported; supported: {_SUPPORTED}")
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from serving.bundle import Bundle, BundleError, read_bundle
-from serving.engine import EngineError, OnnxEngine, available_cpus
-from serving.runtime import import_onnxruntime
+from serving.engine import EngineError, OnnxEngine
+from serving.runtime import available_cpus, import_onnxruntime
 from tests.bundles import build_graph, make_bundle, random_rows, reference_novelty, reference_probabilities
 from tests.servers import ROOT
 

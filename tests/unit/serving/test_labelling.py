@@ -22,8 +22,8 @@ from serving.labelling import shards
 from serving.labelling.cli import main
 from serving.labelling.failures import LabellingError, Stopped, exit_status
 from serving.labelling.job import run_job
-from serving.labelling.progress import Progress
 from serving.labelling.settings import LabelSettings
+from serving.progress import Progress
 from serving.runtime import import_onnxruntime
 from tests.bundles import make_bundle, random_rows, reference_novelty
 from tests.unit.serving.cluster_service import ClusterService, running
