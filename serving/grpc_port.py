@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -14,6 +15,9 @@ from serving.repository import Repository
 from serving.rpc import service_handler
 from serving.settings import ServerSettings
 
+if TYPE_CHECKING:
+    from serving.tracing import Tracing
+
 SERVICES = (grpc_assign.SERVICE.full_name, grpc_inference.SERVICE.full_name)
 
 
@@ -23,6 +27,7 @@ def build_grpc_server(
     metrics: Metrics,
     health_service: health.HealthService,
     is_ready: Callable[[], bool],
+    tracing: Tracing | None = None,
 ) -> grpc.aio.Server:
     """Put all services on a server that does not listen yet."""
     server = grpc.aio.server(
@@ -42,8 +47,8 @@ def build_grpc_server(
     inference_service = grpc_inference.InferenceService(repository, is_ready)
     server.add_generic_rpc_handlers(
         (
-            service_handler(grpc_assign.SERVICE, cluster_service, metrics),
-            service_handler(grpc_inference.SERVICE, inference_service, metrics),
+            service_handler(grpc_assign.SERVICE, cluster_service, metrics, tracing),
+            service_handler(grpc_inference.SERVICE, inference_service, metrics, tracing),
         )
     )
     health.add_to_server(health_service, server)

@@ -83,6 +83,11 @@ class Metrics:
         self.ready = Gauge("nvisa_ready", "1 while the server takes requests", registry=registry)
         self._clusters = ClusterCollector()
         registry.register(self._clusters)
+        self._of_models = (
+            *(self.rows, self.executions, self.padding_rows, self.failed_executions, self.dropped_rows),
+            *(self.queue_rows, self.queue_seconds, self.inference_seconds),
+            *(self._info, self._state, self._on_cuda),
+        )
         self._by_call: dict[tuple[str, str], Counter] = {}
         self._by_method: dict[str, Histogram] = {}
 
@@ -106,6 +111,15 @@ class Metrics:
             manifest.name, manifest.version, device, manifest.graph_sha256, manifest.package_version
         ).set(1)
         self._on_cuda.labels(manifest.name, manifest.version).set(device == "cuda")
+
+    def unloaded(self, model: str, version: int) -> None:
+        """Take away everything that was shown of a model that is here no more.
+
+        What its last runs still count is lost, rather than shown as that of a model without a state.
+        """
+        for metric in self._of_models:
+            metric.remove_by_labels({"model": model, "version": str(version)})
+        self._clusters.forget(model, str(version))
 
     def for_model(self, manifest: Manifest, low_confidence: float, drift_window_rows: int) -> ModelMetrics:
         """Return the metrics of one model, labelled."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from serving.errors import NotReady, UnknownModel
 from serving.limits import BatchLimits, batch_limits, intra_op_threads
 from serving.metrics import Metrics
 from serving.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,8 @@ class Repository:
         Where models report to.
     build_engine
         How an engine is made of a bundle.
+    tracing
+        What is told of calls that have ended; or ``None``.
 
     Raises
     ------
@@ -80,8 +86,13 @@ class Repository:
     """
 
     def __init__(
-        self, settings: ServerSettings, metrics: Metrics, build_engine: BuildEngine = onnx_engine
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        build_engine: BuildEngine = onnx_engine,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._settings = settings
         self._metrics = metrics
         self._build_engine = build_engine
@@ -129,7 +140,8 @@ class Repository:
                 model.manifest, settings.low_confidence, settings.drift_window_rows
             )
             name = f"{model.name}/{model.version}"
-            model.batcher = Batcher(model.engine, model.manifest.input, limits, metrics, name)
+            ended = self._tracing and self._tracing.of_model(model.name, model.version)
+            model.batcher = Batcher(model.engine, model.manifest.input, limits, metrics, name, ended)
             self._metrics.loaded(model.manifest, model.engine.device)
             self._set_state(model, ModelState.READY)
 

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -25,6 +25,9 @@ from serving.metrics import Metrics
 from serving.repository import BuildEngine, Repository, onnx_engine
 from serving.settings import ServerSettings
 
+if TYPE_CHECKING:
+    from serving.tracing import Tracing
+
 log = logging.getLogger(__name__)
 
 
@@ -37,22 +40,30 @@ class Server:
         How to serve.
     build_engine
         How an engine is made of a bundle; tests pass a fake.
+    tracing
+        Where spans go; without, as ``settings.tracing`` and the environment say.
 
     Raises
     ------
     StartError
-        If the repository is missing or empty.
+        If the repository is missing or empty, or traces cannot be sent.
     """
 
-    def __init__(self, settings: ServerSettings, build_engine: BuildEngine = onnx_engine) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        build_engine: BuildEngine = onnx_engine,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.grpc_port = 0
         self.metrics_port = 0
         self.started = asyncio.Event()
         self._why_not_ready = "starting"
+        self._tracing = tracing or (_start_tracing() if settings.tracing else None)
         try:
-            self._repository = Repository(settings, self.metrics, build_engine)
+            self._repository = Repository(settings, self.metrics, build_engine, self._tracing)
         except BundleError as error:
             raise StartError(str(error)) from error
         self._health = HealthService(SERVICES)
@@ -74,7 +85,9 @@ class Server:
             If a port is taken or a model cannot be loaded.
         """
         settings = self.settings
-        grpc_server = build_grpc_server(settings, self._repository, self.metrics, self._health, self.is_ready)
+        grpc_server = build_grpc_server(
+            settings, self._repository, self.metrics, self._health, self.is_ready, self._tracing
+        )
         self.grpc_port = listen(grpc_server, settings.host, settings.grpc_port)
         http_port = HttpPort(
             settings.host, settings.metrics_port, self.metrics.registry, lambda: self._why_not_ready
@@ -92,6 +105,8 @@ class Server:
             self._health.close()
             await grpc_server.stop(0)
             http_port.close()
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)
 
     def stop(self) -> None:
         """Ask the server to stop gracefully; asked again, it leaves out the wait that it is in."""
@@ -190,6 +205,18 @@ class Server:
         self._why_not_ready = why_not
         self._health.set_ready(not why_not)
         self.metrics.ready.set(not why_not)
+
+
+def _start_tracing() -> Tracing:
+    try:
+        from serving.tracing import TraceIds, Tracing
+    except ImportError as error:
+        raise StartError(
+            "--tracing needs OpenTelemetry, which is not installed: pip install 'nvisa[tracing]'"
+        ) from error
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(TraceIds())
+    return Tracing.from_environment()
 
 
 def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:

@@ -19,18 +19,23 @@ class ClusterServiceError(Exception):
         What the server said.
     target
         The server's address.
+    request_id
+        Under which the server's log has the call; empty if the call never reached it.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str, target: str) -> None:
+    def __init__(self, code: grpc.StatusCode, message: str, target: str, request_id: str = "") -> None:
         super().__init__(f"{target}: {code.name}: {message}")
         self.code = code
         self.message = message
         self.target = target
+        self.request_id = request_id
 
     @classmethod
     def of(cls, error: grpc.RpcError, target: str) -> ClusterServiceError:
         """Make one of what gRPC raised, sync or asyncio."""
-        return cls(error.code(), error.details() or "no details", target)
+        trailers = dict(error.trailing_metadata() or ())
+        request_id = str(trailers.get("x-request-id", ""))
+        return cls(error.code(), error.details() or "no details", target, request_id)
 
 
 def refuse_unready(info: ModelInfo, target: str) -> None:
