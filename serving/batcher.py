@@ -69,7 +69,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._done: deque[Batch[Call]] = deque()
         self._threads = InferenceThreads(engine, limits.threads, self._hand_back, name)
-        metrics.watch_queue(lambda: self._queue.rows)
+        metrics.watch_queue(lambda: self._queue.rows, limits.max_queue_rows)
         self.task = self._loop.create_task(self._own_queue(), name=f"batcher of {name}")
 
     async def assign(self, x: np.ndarray, *, deadline_ns: int | None = None) -> Answer:

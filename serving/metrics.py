@@ -59,6 +59,9 @@ class Metrics:
             registry=registry,
         )
         self.queue_rows = Gauge("nvisa_queue_rows", "Rows that wait for the model", _MODEL, registry=registry)
+        self.queue_limit_rows = Gauge(
+            "nvisa_queue_limit_rows", "Rows that may wait; more are refused", _MODEL, registry=registry
+        )
         self.queue_seconds = Histogram(
             "nvisa_queue_seconds", "Wait of a call for the model", _MODEL, buckets=SECONDS, registry=registry
         )
@@ -85,11 +88,16 @@ class Metrics:
         registry.register(self._clusters)
         self._of_models = (
             *(self.rows, self.executions, self.padding_rows, self.failed_executions, self.dropped_rows),
-            *(self.queue_rows, self.queue_seconds, self.inference_seconds),
+            *(self.queue_rows, self.queue_limit_rows, self.queue_seconds, self.inference_seconds),
             *(self._info, self._state, self._on_cuda),
         )
         self._by_call: dict[tuple[str, str], Counter] = {}
         self._by_method: dict[str, Histogram] = {}
+
+    def expect(self, method: str) -> None:
+        """Show ``method``'s counts from zero on: Prometheus cannot see a series' first increase otherwise."""
+        for code in ("OK", "INTERNAL"):
+            self._requests.labels(method, code)
 
     def answered(self, method: str, code: str, seconds: float) -> None:
         """Count one call to ``method`` that ended with status ``code`` after ``seconds``."""
@@ -145,7 +153,9 @@ class ModelMetrics:
             for reason in ("cancelled", "expired", "overload")
         }
         self._queue_rows = metrics.queue_rows.labels(*labels)
+        self._queue_limit_rows = metrics.queue_limit_rows.labels(*labels)
 
-    def watch_queue(self, rows: Callable[[], int]) -> None:
-        """Read the queue's depth from ``rows`` whenever Prometheus asks."""
+    def watch_queue(self, rows: Callable[[], int], limit: int) -> None:
+        """Read the queue's depth from ``rows`` whenever Prometheus asks; ``limit`` rows may wait."""
         self._queue_rows.set_function(rows)
+        self._queue_limit_rows.set(limit)

@@ -1,8 +1,8 @@
 """The id by which one call is found again: in the caller's log, in the server's, in the reply.
 
-A message's own id comes first (``request_id``; ``id`` in the Open Inference Protocol), and the reply repeats it.
-Then the metadata ``x-request-id``, which proxies set; the reply's trailers repeat it. A call with neither gets
-one when there is something to tell: in the trailers of a failure, and in the log.
+A message's own id comes first (``request_id``; ``id`` in the Open Inference Protocol), and the reply repeats
+it. Then the metadata ``x-request-id``, which proxies set; the reply's trailers repeat it. A call with neither
+gets one when there is something to tell: in the trailers of a failure, and in the log.
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ def service_handler(
     for method in service.methods:
         full_name = f"{service.full_name}/{method.name}"
         handle = _answering(full_name, getattr(servicer, method.name), metrics)
+        metrics.expect(full_name)
         if tracing is not None:
             handle = tracing.traced(full_name, handle)
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(

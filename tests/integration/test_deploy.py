@@ -70,7 +70,7 @@ def test_every_kustomization_is_tested():
     folders = {
         path.parent.relative_to(KUBERNETES).as_posix() for path in KUBERNETES.rglob("kustomization.yaml")
     }
-    assert folders == {*ALL, "components/service-monitor"}
+    assert folders == {*ALL, "components/alerts", "components/service-monitor"}
 
 
 @pytest.mark.parametrize("version", [OLDEST, VERSION])
