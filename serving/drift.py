@@ -29,9 +29,9 @@ def population_stability_index(counts: np.ndarray, reference: np.ndarray) -> flo
 def noise_of_index(n_clusters: int, live_rows: int, reference_rows: int) -> float:
     """Return what the index shows on average if both sides are drawn from the same mix.
 
-    Its expectation is close to ``(n_clusters - 1) * (1 / live_rows + 1 / reference_rows)``, by the second-order
-    term of the logarithm (Yurdakul, 2018). What counts as drift is what the index exceeds this by. It holds
-    while a cluster can expect several rows; with fewer, the index says nothing.
+    Its expectation is close to ``(n_clusters - 1) * (1 / live_rows + 1 / reference_rows)``, by the
+    second-order term of the logarithm (Yurdakul, 2018). What counts as drift is what the index exceeds this
+    by. It holds while a cluster can expect several rows; with fewer, the index says nothing.
     """
     return (n_clusters - 1) * (1 / live_rows + 1 / reference_rows)
 

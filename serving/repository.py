@@ -140,7 +140,8 @@ class Repository:
                 model.manifest, settings.low_confidence, settings.drift_window_rows
             )
             name = f"{model.name}/{model.version}"
-            ended = self._tracing and self._tracing.of_model(model.name, model.version)
+            tracing = self._tracing
+            ended = tracing.of_model(model.name, model.version) if tracing is not None else None
             model.batcher = Batcher(model.engine, model.manifest.input, limits, metrics, name, ended)
             self._metrics.loaded(model.manifest, model.engine.device)
             self._set_state(model, ModelState.READY)

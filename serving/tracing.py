@@ -109,7 +109,7 @@ class Tracing:
 
         It is called once the call has ended, in the call's own task, so its spans hang under the RPC's.
         """
-        labels = {"nvisa.model": model, "nvisa.model_version": version}
+        labels: dict[str, Any] = {"nvisa.model": model, "nvisa.model_version": version}
 
         def ended(call: Call) -> None:
             if not trace.get_current_span().is_recording():

@@ -33,8 +33,8 @@ class ClusterServiceError(Exception):
     @classmethod
     def of(cls, error: grpc.RpcError, target: str) -> ClusterServiceError:
         """Make one of what gRPC raised, sync or asyncio."""
-        trailers = dict(error.trailing_metadata() or ())
-        request_id = str(trailers.get("x-request-id", ""))
+        ids = [str(value) for key, value in error.trailing_metadata() or () if key == "x-request-id"]
+        request_id = ids[0] if ids else ""
         return cls(error.code(), error.details() or "no details", target, request_id)
 
 

@@ -73,18 +73,20 @@ def server(repository, tmp_path_factory):
     rows = rows[clusters == clusters[0]]
     rows = np.tile(rows, (1200 // len(rows) + 1, 1, 1))[:1200]
     tensor = pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=rows.shape, data=rows.tobytes())
-    with ServerProcess(repository, tmp_path_factory.mktemp("server")) as server:
-        with grpc.insecure_channel(server.grpc_target) as channel:
-            stub = ClusterServiceStub(channel)
+    with (
+        ServerProcess(repository, tmp_path_factory.mktemp("server")) as server,
+        grpc.insecure_channel(server.grpc_target) as channel,
+    ):
+        stub = ClusterServiceStub(channel)
 
-            def send():
-                stub.Assign(pb.AssignRequest(model_name="toy", input=tensor), timeout=TIMEOUT)
-                with pytest.raises(grpc.RpcError):
-                    stub.Assign(pb.AssignRequest(model_name="nope", input=tensor), timeout=TIMEOUT)
+        def send():
+            stub.Assign(pb.AssignRequest(model_name="toy", input=tensor), timeout=TIMEOUT)
+            with pytest.raises(grpc.RpcError):
+                stub.Assign(pb.AssignRequest(model_name="nope", input=tensor), timeout=TIMEOUT)
 
-            send()
-            server.send = send
-            yield server
+        send()
+        server.send = send
+        yield server
 
 
 @pytest.fixture(scope="module")
