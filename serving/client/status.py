@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
 from serving.client.messages import ModelInfo
@@ -33,7 +35,8 @@ class ClusterServiceError(Exception):
     @classmethod
     def of(cls, error: grpc.RpcError, target: str) -> ClusterServiceError:
         """Make one of what gRPC raised, sync or asyncio."""
-        ids = [str(value) for key, value in error.trailing_metadata() or () if key == "x-request-id"]
+        trailers: Any = error.trailing_metadata() or ()  # the stubs do not know that entries are pairs
+        ids = [str(value) for key, value in trailers if key == "x-request-id"]
         request_id = ids[0] if ids else ""
         return cls(error.code(), error.details() or "no details", target, request_id)
 
