@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -43,14 +44,23 @@ class Batcher:
         Where rows, runs and times are counted.
     name
         What its task and threads are called.
+    ended
+        Called with every call that has ended, however it did, in the task that made it; or ``None``.
     """
 
     def __init__(
-        self, engine: Engine, spec: InputSpec, limits: BatchLimits, metrics: ModelMetrics, name: str = "model"
+        self,
+        engine: Engine,
+        spec: InputSpec,
+        limits: BatchLimits,
+        metrics: ModelMetrics,
+        name: str = "model",
+        ended: Callable[[Call], None] | None = None,
     ) -> None:
         self._spec = spec
         self._limits = limits
         self._metrics = metrics
+        self._ended = ended
         self._queue = CallQueue()
         self._running = 0
         self._closed = False
@@ -62,7 +72,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._done: deque[Batch[Call]] = deque()
         self._threads = InferenceThreads(engine, limits.threads, self._hand_back, name)
-        metrics.watch_queue(lambda: self._queue.rows)
+        metrics.watch_queue(lambda: self._queue.rows, limits.max_queue_rows)
         self.task = self._loop.create_task(self._own_queue(), name=f"batcher of {name}")
 
     async def assign(
@@ -109,9 +119,12 @@ class Batcher:
         try:
             return await call.future
         except asyncio.CancelledError:
-            self._metrics.dropped["cancelled"].inc(self._queue.remove(call))
+            self._metrics.dropped[_why_cancelled(call)].inc(self._queue.remove(call))
             self._wake.set()
             raise
+        finally:
+            if self._ended is not None:
+                self._ended(call)
 
     async def close(self) -> None:
         """Refuse new calls, answer those that are in, and stop. Cancelled, it stops at once."""
@@ -204,6 +217,10 @@ class Batcher:
         metrics, seconds = self._metrics, (batch.finished_ns - batch.started_ns) * 1e-9
         self._seconds_per_row = seconds / batch.rows
         metrics.inference_seconds.observe(seconds)
+        if self._ended is not None:
+            for call, _, _ in batch.pieces:
+                call.runs = call.runs or []
+                call.runs.append(batch)
         if batch.error is not None:
             metrics.failed_executions.inc()
             for call, _, _ in batch.pieces:
@@ -241,6 +258,12 @@ class Batcher:
         answer = call.answer()
         self._metrics.queue_seconds.observe(answer.queue_ns * 1e-9)
         call.future.set_result(answer)
+
+
+def _why_cancelled(call: Call) -> str:
+    # gRPC cancels a call also when its deadline passes; its timer and ours may differ by a little.
+    late = call.deadline_ns is not None and time.perf_counter_ns() >= call.deadline_ns - 1_000_000
+    return "expired" if late else "cancelled"
 
 
 def _fail(call: Call, error: Exception) -> None:

@@ -6,8 +6,11 @@ import asyncio
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+from serving.inference import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Call:
         Rows in ``parts``.
     started_ns
         When the model began with the first of them.
+    runs
+        The runs of the model that its rows were in; kept only if someone asks what became of calls.
     """
 
     x: np.ndarray
@@ -70,6 +75,7 @@ class Call:
     parts: dict[int, Part] = field(default_factory=dict)
     answered: int = 0
     started_ns: int = 0
+    runs: list[Batch[Any]] | None = None
 
     def add(self, start: int, part: Part, started_ns: int) -> bool:
         """Add the answer to the rows from ``start``; whether it was the last."""

@@ -6,18 +6,21 @@ counter call per row would cost more than the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.bundle import Manifest
-from serving.drift import SlidingCounts, population_stability_index
+from serving.bundle import Manifest, Reference
+from serving.drift import SlidingCounts, noise_of_index, population_stability_index
 
 CONFIDENCE_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
 # Of rows like the training data's, a tenth are in each tenth, one in a hundred above 0.99.
 NOVELTY_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999])
+# A model with more clusters than this shows its largest ones, and all others together.
+MAX_CLUSTER_LABELS = 256
+OTHER_CLUSTERS = "other"
 _MODEL = ("model", "version")
 
 
@@ -45,6 +48,9 @@ class ClusterTally:
         self.novelty_sum = 0.0
         self._low_confidence = low_confidence
         self._reference = np.asarray(manifest.reference.cluster_shares)
+        self._reference_rows = manifest.reference.rows
+        self.cluster_labels, self._label_of = _cluster_labels(self._reference)
+        self.reference_low_confidence_share = share_below(manifest.reference, low_confidence)
         self._recent = SlidingCounts(manifest.n_clusters, drift_window_rows)
 
     def add(self, clusters: np.ndarray, confidences: np.ndarray, novelty: np.ndarray | None = None) -> None:
@@ -59,10 +65,47 @@ class ClusterTally:
             self.novelty_counts += _histogram(novelty, NOVELTY_EDGES)
             self.novelty_sum += float(novelty.sum(dtype=np.float64))
 
-    def drift(self) -> float:
-        """Return the population stability index of the recent rows; NaN before the first."""
+    def drift(self) -> tuple[float, float, int]:
+        """Return the population stability index of the recent rows, its noise, and their number.
+
+        Index and noise are NaN before the first row.
+        """
         counts = self._recent.counts()
-        return population_stability_index(counts, self._reference) if counts.any() else float("nan")
+        rows = int(counts.sum())
+        if not rows:
+            return float("nan"), float("nan"), 0
+        index = population_stability_index(counts, self._reference)
+        return index, noise_of_index(len(counts), rows, self._reference_rows), rows
+
+    def by_label(self, values: np.ndarray) -> list[tuple[str, float]]:
+        """Return ``(n_clusters,)`` values summed under the labels that clusters are shown with."""
+        sums = np.bincount(self._label_of, weights=values, minlength=len(self.cluster_labels))
+        return list(zip(self.cluster_labels, sums.tolist(), strict=True))
+
+    def reference_shares(self) -> list[tuple[str, float]]:
+        """Return the share of the training rows under each label."""
+        return self.by_label(self._reference)
+
+
+def share_below(reference: Reference, confidence: float) -> float:
+    """Return the share of the training rows whose confidence is below ``confidence``.
+
+    The manifest has a histogram: within a bucket the rows are taken to be evenly spread.
+    """
+    edges = np.asarray(reference.confidence_edges)
+    cumulative = np.concatenate([[0.0], np.cumsum(reference.confidence_shares)])
+    return float(np.interp(confidence, edges, cumulative))
+
+
+def _cluster_labels(shares: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
+    """Return the labels, and of every cluster the index of its label, ``(n_clusters,)``."""
+    n_clusters = len(shares)
+    if n_clusters <= MAX_CLUSTER_LABELS:
+        return [str(cluster) for cluster in range(n_clusters)], np.arange(n_clusters)
+    largest = np.sort(np.argsort(-shares, kind="stable")[: MAX_CLUSTER_LABELS - 1])
+    label_of = np.full(n_clusters, len(largest))
+    label_of[largest] = np.arange(len(largest))
+    return [*(str(cluster) for cluster in largest), OTHER_CLUSTERS], label_of
 
 
 def _histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -75,6 +118,10 @@ class ClusterCollector(Collector):
 
     def __init__(self) -> None:
         self.tallies: list[ClusterTally] = []
+
+    def forget(self, model: str, version: str) -> None:
+        """Show a model no more."""
+        self.tallies = [tally for tally in self.tallies if tally.labels != (model, version)]
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all models."""
@@ -98,17 +145,39 @@ class ClusterCollector(Collector):
             "Population stability index of the recent cluster mix against the training data's",
             labels=_MODEL,
         )
+        noise = GaugeMetricFamily(
+            "nvisa_cluster_drift_noise_psi",
+            "What nvisa_cluster_drift_psi shows on average for so many rows without any drift",
+            labels=_MODEL,
+        )
+        window = GaugeMetricFamily(
+            "nvisa_cluster_drift_rows", "Rows that nvisa_cluster_drift_psi is taken over", labels=_MODEL
+        )
+        shares = GaugeMetricFamily(
+            "nvisa_cluster_reference_share",
+            "Share of the training rows in a cluster",
+            labels=(*_MODEL, "cluster"),
+        )
+        expected_doubtful = GaugeMetricFamily(
+            "nvisa_reference_low_confidence_share",
+            "Share of the training rows below the low-confidence limit",
+            labels=_MODEL,
+        )
         for tally in list(self.tallies):
-            for cluster, count in enumerate(tally.rows_per_cluster.tolist()):
-                rows.add_metric((*tally.labels, str(cluster)), count)
+            for cluster, count in tally.by_label(tally.rows_per_cluster):
+                rows.add_metric((*tally.labels, cluster), count)
+            for cluster, share in tally.reference_shares():
+                shares.add_metric((*tally.labels, cluster), share)
             doubtful.add_metric(tally.labels, tally.low_confidence_rows)
+            expected_doubtful.add_metric(tally.labels, tally.reference_low_confidence_share)
             buckets = _buckets(CONFIDENCE_EDGES, tally.confidence_counts)
             confidence.add_metric(tally.labels, buckets, tally.confidence_sum)
             if tally.has_novelty:
                 buckets = _buckets(NOVELTY_EDGES, tally.novelty_counts)
                 novelty.add_metric(tally.labels, buckets, tally.novelty_sum)
-            drift.add_metric(tally.labels, tally.drift())
-        yield from (rows, doubtful, confidence, novelty, drift)
+            for family, value in zip((drift, noise, window), tally.drift(), strict=True):
+                family.add_metric(tally.labels, value)
+        yield from (rows, shares, doubtful, expected_doubtful, confidence, novelty, drift, noise, window)
 
 
 def _buckets(edges: np.ndarray, counts: np.ndarray) -> list[tuple[str, float]]:

@@ -26,6 +26,16 @@ def population_stability_index(counts: np.ndarray, reference: np.ndarray) -> flo
     return float(np.sum((live - expected) * np.log(live / expected)))
 
 
+def noise_of_index(n_clusters: int, live_rows: int, reference_rows: int) -> float:
+    """Return what the index shows on average if both sides are drawn from the same mix.
+
+    Its expectation is close to ``(n_clusters - 1) * (1 / live_rows + 1 / reference_rows)``, by the
+    second-order term of the logarithm (Yurdakul, 2018). What counts as drift is what the index exceeds this
+    by. It holds while a cluster can expect several rows; with fewer, the index says nothing.
+    """
+    return (n_clusters - 1) * (1 / live_rows + 1 / reference_rows)
+
+
 class SlidingCounts:
     """Rows per cluster over about the last ``window_rows`` rows.
 
@@ -35,15 +45,16 @@ class SlidingCounts:
 
     def __init__(self, n_clusters: int, window_rows: int) -> None:
         self._half = max(1, window_rows // 2)
-        self._older = np.zeros(n_clusters, np.int64)
-        self._newer = np.zeros(n_clusters, np.int64)
+        # In one attribute, so that a reader in another thread never sees one half twice.
+        self._halves = (np.zeros(n_clusters, np.int64), np.zeros(n_clusters, np.int64))
 
     def add(self, counts: np.ndarray) -> None:
         """Add ``counts``, rows per cluster, ``(n_clusters,)``."""
-        self._newer = self._newer + counts
-        if self._newer.sum() >= self._half:
-            self._older, self._newer = self._newer, np.zeros_like(self._newer)
+        older, newer = self._halves[0], self._halves[1] + counts
+        full = newer.sum() >= self._half
+        self._halves = (newer, np.zeros_like(newer)) if full else (older, newer)
 
     def counts(self) -> np.ndarray:
         """Rows per cluster in the window, int64 ``(n_clusters,)``."""
-        return self._older + self._newer
+        older, newer = self._halves
+        return older + newer

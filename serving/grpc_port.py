@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -17,6 +18,9 @@ from serving.repository import Repository
 from serving.rpc import service_handler
 from serving.settings import ServerSettings
 from serving.tokens import Tokens
+
+if TYPE_CHECKING:
+    from serving.tracing import Tracing
 
 SERVICES = (grpc_assign.SERVICE.full_name, grpc_inference.SERVICE.full_name)
 REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
@@ -32,6 +36,7 @@ def build_grpc_server(
     is_ready: Callable[[], bool],
     draining: asyncio.Event,
     tokens: Reloaded[Tokens] | None = None,
+    tracing: Tracing | None = None,
 ) -> grpc.aio.Server:
     """Put all services on a server that does not listen yet.
 
@@ -55,8 +60,8 @@ def build_grpc_server(
     inference_service = grpc_inference.InferenceService(repository, is_ready)
     server.add_generic_rpc_handlers(
         (
-            service_handler(grpc_assign.SERVICE, cluster_service, metrics),
-            service_handler(grpc_inference.SERVICE, inference_service, metrics),
+            service_handler(grpc_assign.SERVICE, cluster_service, metrics, tracing),
+            service_handler(grpc_inference.SERVICE, inference_service, metrics, tracing),
         )
     )
     health.add_to_server(health_service, server)

@@ -65,6 +65,9 @@ class Metrics:
             registry=registry,
         )
         self.queue_rows = Gauge("nvisa_queue_rows", "Rows that wait for the model", _MODEL, registry=registry)
+        self.queue_limit_rows = Gauge(
+            "nvisa_queue_limit_rows", "Rows that may wait; more are refused", _MODEL, registry=registry
+        )
         self.queue_seconds = Histogram(
             "nvisa_queue_seconds", "Wait of a call for the model", _MODEL, buckets=SECONDS, registry=registry
         )
@@ -108,8 +111,18 @@ class Metrics:
         self.ready = Gauge("nvisa_ready", "1 while the server takes requests", registry=registry)
         self._clusters = ClusterCollector()
         registry.register(self._clusters)
+        self._of_models = (
+            *(self.rows, self.executions, self.padding_rows, self.failed_executions, self.dropped_rows),
+            *(self.queue_rows, self.queue_limit_rows, self.queue_seconds, self.inference_seconds),
+            *(self._info, self._state, self._on_cuda),
+        )
         self._by_call: dict[tuple[str, str], Counter] = {}
         self._by_method: dict[str, Histogram] = {}
+
+    def expect(self, method: str) -> None:
+        """Show ``method``'s counts from zero on: Prometheus cannot see a series' first increase otherwise."""
+        for code in ("OK", "INTERNAL"):
+            self._requests.labels(method, code)
 
     def answered(self, method: str, code: str, seconds: float) -> None:
         """Count one call to ``method`` that ended with status ``code`` after ``seconds``."""
@@ -147,6 +160,15 @@ class Metrics:
         ).set(1)
         self._on_cuda.labels(manifest.name, manifest.version).set(device == "cuda")
 
+    def unloaded(self, model: str, version: int) -> None:
+        """Take away everything that was shown of a model that is here no more.
+
+        What its last runs still count is lost, rather than shown as that of a model without a state.
+        """
+        for metric in self._of_models:
+            metric.remove_by_labels({"model": model, "version": str(version)})
+        self._clusters.forget(model, str(version))
+
     def for_model(self, manifest: Manifest, low_confidence: float, drift_window_rows: int) -> ModelMetrics:
         """Return the metrics of one model, labelled."""
         tally = ClusterTally(manifest, low_confidence, drift_window_rows)
@@ -171,7 +193,9 @@ class ModelMetrics:
             for reason in ("cancelled", "expired", "overload")
         }
         self._queue_rows = metrics.queue_rows.labels(*labels)
+        self._queue_limit_rows = metrics.queue_limit_rows.labels(*labels)
 
-    def watch_queue(self, rows: Callable[[], int]) -> None:
-        """Read the queue's depth from ``rows`` whenever Prometheus asks."""
+    def watch_queue(self, rows: Callable[[], int], limit: int) -> None:
+        """Read the queue's depth from ``rows`` whenever Prometheus asks; ``limit`` rows may wait."""
         self._queue_rows.set_function(rows)
+        self._queue_limit_rows.set(limit)

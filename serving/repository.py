@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from serving.limits import BatchLimits, batch_limits, intra_op_threads
 from serving.metrics import Metrics
 from serving.runtime import Device
 from serving.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,8 @@ class Repository:
         Where models report to.
     build_engine
         How an engine is made of a bundle.
+    tracing
+        What is told of calls that have ended; or ``None``.
 
     Raises
     ------
@@ -81,8 +87,13 @@ class Repository:
     """
 
     def __init__(
-        self, settings: ServerSettings, metrics: Metrics, build_engine: BuildEngine = onnx_engine
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        build_engine: BuildEngine = onnx_engine,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._settings = settings
         self._metrics = metrics
         self._build_engine = build_engine
@@ -130,7 +141,9 @@ class Repository:
                 model.manifest, settings.low_confidence, settings.drift_window_rows
             )
             name = f"{model.name}/{model.version}"
-            model.batcher = Batcher(model.engine, model.manifest.input, limits, metrics, name)
+            tracing = self._tracing
+            ended = tracing.of_model(model.name, model.version) if tracing is not None else None
+            model.batcher = Batcher(model.engine, model.manifest.input, limits, metrics, name, ended)
             self._metrics.loaded(model.manifest, model.engine.device)
             self._set_state(model, ModelState.READY)
 

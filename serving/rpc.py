@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -15,6 +15,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from serving.errors import DeadlinePassed, InvalidInput, status_of
 from serving.metrics import Metrics
+from serving.request_ids import METADATA_KEY, id_in_message, id_in_metadata, new_id
+
+if TYPE_CHECKING:
+    from serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,9 @@ def decoded(request: Any, method: str) -> Any:
     return request
 
 
-def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metrics) -> grpc.GenericRpcHandler:
+def service_handler(
+    service: ServiceDescriptor, servicer: object, metrics: Metrics, tracing: Tracing | None = None
+) -> grpc.GenericRpcHandler:
     """Return what a gRPC server needs to answer ``service``'s RPCs with ``servicer``'s methods.
 
     Parameters
@@ -57,10 +63,16 @@ def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metri
         by the call's context. Errors become statuses by the table in `serving.errors`.
     metrics
         Where calls are counted, as ``service/method``.
+    tracing
+        Where they are traced; or ``None``.
     """
     handlers = {}
     for method in service.methods:
-        handle = _answering(f"{service.full_name}/{method.name}", getattr(servicer, method.name), metrics)
+        full_name = f"{service.full_name}/{method.name}"
+        handle = _answering(full_name, getattr(servicer, method.name), metrics)
+        metrics.expect(full_name)
+        if tracing is not None:
+            handle = tracing.traced(full_name, handle)
         streams = method.client_streaming and method.server_streaming
         build = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         handlers[method.name] = build(
@@ -101,6 +113,9 @@ def _answering(method: str, handler: Handler, metrics: Metrics) -> Handler:
     async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
         start = time.perf_counter()
         code, why = "OK", ""
+        call_id = id_in_message(request)
+        if not call_id and (call_id := id_in_metadata(context)):
+            context.set_trailing_metadata(((METADATA_KEY, call_id),))
         try:
             return await handler(decoded(request, method), context)
         except asyncio.CancelledError:
@@ -109,20 +124,16 @@ def _answering(method: str, handler: Handler, metrics: Metrics) -> Handler:
             code = "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
             raise
         except Exception as error:
-            status = status_of(error, method, _request_id(request))
+            call_id = call_id or new_id()
+            status = status_of(error, method, call_id)
             code, why = status.code.name, status.message
         finally:
             seconds = time.perf_counter() - start
             metrics.answered(method, code, seconds)
             if log.isEnabledFor(logging.DEBUG):
-                call = {"method": method, "code": code, "why": why, "request_id": _request_id(request)}
+                call = {"method": method, "code": code, "why": why, "request_id": call_id or new_id()}
                 log.debug("call", extra=call | {"seconds": round(seconds, 6)})
         # Only now, so that whoever has the answer finds it counted.
-        await context.abort(status.code, status.message, status.trailers)
+        await context.abort(status.code, status.message, (*status.trailers, (METADATA_KEY, call_id)))
 
     return answer
-
-
-def _request_id(request: Any) -> str:
-    """Return the caller's own id for ``request``, cut to a length fit for a log."""
-    return str(getattr(request, "request_id", "") or getattr(request, "id", ""))[:128]

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -26,6 +26,9 @@ from serving.repository import BuildEngine, Repository, onnx_engine
 from serving.security import Security
 from serving.settings import ServerSettings
 
+if TYPE_CHECKING:
+    from serving.tracing import Tracing
+
 log = logging.getLogger(__name__)
 
 
@@ -38,14 +41,22 @@ class Server:
         How to serve.
     build_engine
         How an engine is made of a bundle; tests pass a fake.
+    tracing
+        Where spans go; without, as ``settings.tracing`` and the environment say.
 
     Raises
     ------
     StartError
-        If the repository is missing or empty, or a certificate or the tokens cannot be used.
+        If the repository is missing or empty, a certificate or the tokens cannot be used, or traces cannot be
+        sent.
     """
 
-    def __init__(self, settings: ServerSettings, build_engine: BuildEngine = onnx_engine) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        build_engine: BuildEngine = onnx_engine,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.grpc_port = 0
@@ -53,8 +64,9 @@ class Server:
         self.health_port: int | None = None
         self.started = asyncio.Event()
         self._why_not_ready = "starting"
+        self._tracing = tracing or (_start_tracing() if settings.tracing else None)
         try:
-            self._repository = Repository(settings, self.metrics, build_engine)
+            self._repository = Repository(settings, self.metrics, build_engine, self._tracing)
         except BundleError as error:
             raise StartError(str(error)) from error
         self._security = Security(settings, self.metrics)
@@ -86,7 +98,8 @@ class Server:
             self._health,
             self.is_ready,
             self._draining,
-            security.tokens,
+            tokens=security.tokens,
+            tracing=self._tracing,
         )
         self.grpc_port = listen(grpc_server, settings.host, settings.grpc_port, security.credentials)
         servers = [grpc_server]
@@ -114,6 +127,8 @@ class Server:
             for server in servers:
                 await server.stop(0)
             http_port.close()
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)
 
     def stop(self) -> None:
         """Ask the server to stop gracefully; asked again, it leaves out the wait that it is in."""
@@ -214,6 +229,18 @@ class Server:
         self._why_not_ready = why_not
         self._health.set_ready(not why_not)
         self.metrics.ready.set(not why_not)
+
+
+def _start_tracing() -> Tracing:
+    try:
+        from serving.tracing import TraceIds, Tracing
+    except ImportError as error:
+        raise StartError(
+            "--tracing needs OpenTelemetry, which is not installed: pip install 'nvisa[tracing]'"
+        ) from error
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(TraceIds())
+    return Tracing.from_environment()
 
 
 def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:

@@ -92,6 +92,9 @@ class ServerSettings(LayeredSettings):
     grace_seconds: float = Field(
         30.0, ge=0, description="then let calls in flight finish for at most so long"
     )
+    tracing: bool = Field(
+        False, description="send OpenTelemetry traces; where to and how many, OTEL_* variables say"
+    )
     log_format: LogFormat = Field("auto", description="auto: text on a terminal, JSON elsewhere")
     log_level: LogLevel = Field("info", description="debug also logs every call")
 

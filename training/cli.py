@@ -298,10 +298,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "features": features,
     "paper": paper,
 }
-_AFTER_INTERRUPT = {
-    fit: "; go on with --resume",
-    features: "; go on with --resume",
-    paper: "; the same command goes on",
+_RESUME = "go on with --resume"
+_GOING_ON: dict[Callable[[Sequence[str]], None], str] = {
+    fit: _RESUME,
+    features: _RESUME,
+    paper: "the same command goes on",
 }
 
 
@@ -323,7 +324,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(arguments[1:])
     except (ValueError, OSError) as error:
-        full = command in RESUMABLE and isinstance(error, OSError) and error.errno in DISK_FULL
+        full = (
+            "--resume" in _AFTER_INTERRUPT.get(command, "")
+            and isinstance(error, OSError)
+            and error.errno in DISK_FULL
+        )
         hint = "; make room and go on with --resume" if full else ""
         print(f"{name} {arguments[0]}: {_message(error)}{hint}", file=sys.stderr)
         return 2
@@ -338,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name} {arguments[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = _AFTER_INTERRUPT.get(command, "")
+        hint = f"; {_GOING_ON[command]}" if command in _GOING_ON else ""
         if rank == 0:
             print(f"\nnvisa-train {arguments[0]}: interrupted{hint}", file=sys.stderr)
         return 130

@@ -23,6 +23,7 @@ from serving.client.messages import (
     assign_result,
     is_small,
     model_info,
+    new_request_id,
     slices,
 )
 from serving.client.security import PLAINTEXT, Security, TokenSource
@@ -78,10 +79,12 @@ class AsyncClusterClient:
         version: int | None = None,
         probabilities: bool = False,
         novelty: bool = False,
+        request_id: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AssignResult:
         """Assign rows to clusters; see `ClusterClient.assign`."""
         x = as_rows(x)
+        request_id = new_request_id() if request_id is None else request_id
         parts = [slice(None)]
         if not is_small(x):
             info = await self.model(model, version=version, timeout=timeout)
@@ -90,7 +93,7 @@ class AsyncClusterClient:
 
         async def assign_part(part: slice) -> pb.AssignResponse:
             async with in_flight:
-                request = assign_request(x[part], model, version, probabilities, novelty)
+                request = assign_request(x[part], model, version, probabilities, novelty, request_id)
                 with self._errors():
                     return await self._clusters.Assign(
                         request, timeout=timeout, metadata=self._token.metadata()

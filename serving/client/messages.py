@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +35,8 @@ class AssignResult:
     novelty
         float32 ``(n_rows,)`` in [0, 1], or ``None`` if it was not asked for: the share of the training rows
         that the model finds more likely; 0.99 is reached by one in a hundred of rows like those.
+    request_id
+        By which the server's log and traces name the call, or all calls if it took several.
     """
 
     clusters: np.ndarray
@@ -42,6 +45,7 @@ class AssignResult:
     model: str
     version: int
     novelty: np.ndarray | None = None
+    request_id: str = ""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -139,11 +143,22 @@ def slices(x: np.ndarray, info: ModelInfo, max_message_bytes: int) -> list[slice
     return [slice(first, first + max(1, n_rows)) for first in range(0, len(x), max(1, n_rows))]
 
 
+def new_request_id() -> str:
+    """Return an id by which nobody has called yet."""
+    return uuid.uuid4().hex
+
+
 def assign_request(
-    x: np.ndarray, model: str, version: int | None, probabilities: bool, novelty: bool
+    x: np.ndarray,
+    model: str,
+    version: int | None,
+    probabilities: bool,
+    novelty: bool,
+    request_id: str = "",
 ) -> pb.AssignRequest:
     """Message that asks for the clusters of ``x``, an array from `as_rows`."""
     return pb.AssignRequest(
+        request_id=request_id,
         model_name=model,
         model_version=version or 0,
         want_probabilities=probabilities,
@@ -168,6 +183,7 @@ def assign_result(replies: Sequence[pb.AssignResponse]) -> AssignResult:
         model=first.model_name,
         version=first.model_version,
         novelty=novelty,
+        request_id=first.request_id,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
 from serving.client.messages import ModelInfo
@@ -31,20 +33,25 @@ class ClusterServiceError(Exception):
         What the server said.
     target
         The server's address.
+    request_id
+        Under which the server's log has the call; empty if the call never reached it.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str, target: str) -> None:
+    def __init__(self, code: grpc.StatusCode, message: str, target: str, request_id: str = "") -> None:
         super().__init__(f"{target}: {code.name}: {message}")
         self.code = code
         self.message = message
         self.target = target
+        self.request_id = request_id
 
     @classmethod
     def of(cls, error: grpc.RpcError, target: str, security: Security) -> ClusterServiceError:
         """Make one of what gRPC raised, sync or asyncio."""
         code, details = error.code(), error.details() or "no details"
         hint = _hint(code, details, security)
-        return cls(code, f"{hint} ({details})" if hint else details, target)
+        trailers: Any = error.trailing_metadata() or ()  # the stubs do not know that entries are pairs
+        ids = [str(value) for key, value in trailers if key == "x-request-id"]
+        return cls(code, f"{hint} ({details})" if hint else details, target, ids[0] if ids else "")
 
 
 def _hint(code: grpc.StatusCode, details: str, security: Security) -> str:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 import grpc
 import numpy as np
 
-from serving.client.messages import AssignResult, assign_result
+from serving.client.messages import AssignResult, assign_result, new_request_id
 from serving.client.status import ClusterServiceError
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 
@@ -33,6 +33,7 @@ class Stream:
         self._target = target
         self._unanswered: dict[int, pb.AssignStreamRequest] = {}
         self._answers: dict[int, AssignResult | ClusterServiceError] = {}
+        self._id = new_request_id()
         self._taken = 0
         self._given = 0
         self._attempts = 0
@@ -40,7 +41,7 @@ class Stream:
     def message(self, x: np.ndarray) -> pb.AssignStreamRequest:
         """Number a batch, remember its message until it is answered, and return it."""
         request = pb.AssignStreamRequest(request=self._make(x))
-        request.request.request_id = str(self._taken)
+        request.request.request_id = f"{self._id}-{self._taken}"
         self._unanswered[self._taken] = request
         self._taken += 1
         return request
@@ -52,14 +53,16 @@ class Stream:
     def answered(self, reply: pb.AssignStreamResponse) -> Iterator[AssignResult | ClusterServiceError]:
         """Take an answer in, and give those whose turn has come, in the order of the batches."""
         self._attempts = 0
-        number = int(reply.request_id)
+        number = int(reply.request_id.rpartition("-")[2])
         if self._unanswered.pop(number, None) is None:
             return
         if reply.HasField("response"):
             self._answers[number] = assign_result([reply.response])
         else:
             code = _CODES.get(reply.error.code, grpc.StatusCode.UNKNOWN)
-            self._answers[number] = ClusterServiceError(code, reply.error.message, self._target)
+            self._answers[number] = ClusterServiceError(
+                code, reply.error.message, self._target, reply.request_id
+            )
         while self._given in self._answers:
             yield self._answers.pop(self._given)
             self._given += 1

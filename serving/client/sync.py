@@ -24,6 +24,7 @@ from serving.client.messages import (
     assign_result,
     is_small,
     model_info,
+    new_request_id,
     slices,
 )
 from serving.client.security import PLAINTEXT, Security, TokenSource
@@ -89,6 +90,7 @@ class ClusterClient:
         version: int | None = None,
         probabilities: bool = False,
         novelty: bool = False,
+        request_id: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AssignResult:
         """Assign rows to clusters.
@@ -106,6 +108,9 @@ class ClusterClient:
         novelty
             Also return how unlike the training data each row is; the server refuses unless the model says it,
             `ModelInfo.has_novelty`.
+        request_id
+            By which the server's log and traces name the call, or all calls if it takes several; a new
+            random one without.
         timeout
             Seconds that each call may take, its repetitions included.
 
@@ -117,6 +122,7 @@ class ClusterClient:
             If ``x`` is not an array of rows of a type that can be sent.
         """
         x = as_rows(x)
+        request_id = new_request_id() if request_id is None else request_id
         parts = [slice(None)]
         if not is_small(x):
             info = self.model(model, version=version, timeout=timeout)
@@ -128,7 +134,7 @@ class ClusterClient:
                 for part in parts:
                     if len(pending) == _CALLS_IN_FLIGHT:
                         replies.append(pending.popleft().result())
-                    request = assign_request(x[part], model, version, probabilities, novelty)
+                    request = assign_request(x[part], model, version, probabilities, novelty, request_id)
                     pending.append(
                         self._clusters.Assign.future(
                             request, timeout=timeout, metadata=self._token.metadata()

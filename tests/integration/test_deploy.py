@@ -24,7 +24,12 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SERVER = ["base", "overlays/gpu"]
 ALL = [*SERVER, "label-job", "bundle-loader"]
-COMPONENTS = ["components/service-monitor", "components/security", "components/mutual-tls"]
+COMPONENTS = [
+    "components/service-monitor",
+    "components/alerts",
+    "components/security",
+    "components/mutual-tls",
+]
 WORKLOADS = {"Deployment", "Job", "Pod"}
 # What deploy/README.md promises, and the newest version that kubernetes-validate has the schemas of.
 OLDEST = "1.33"

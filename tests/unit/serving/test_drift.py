@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from serving.drift import SMALLEST_SHARE, SlidingCounts, population_stability_index
+from serving.drift import SMALLEST_SHARE, SlidingCounts, noise_of_index, population_stability_index
 
 
 def test_equal_shares_have_no_drift():
@@ -30,3 +30,13 @@ def test_old_rows_leave_the_window():
     np.testing.assert_array_equal(window.counts(), [50, 49])
     window.add(np.array([0, 1]))  # the next is: the first is forgotten
     np.testing.assert_array_equal(window.counts(), [0, 50])
+
+
+@pytest.mark.parametrize(("n_clusters", "live_rows", "reference_rows"), [(10, 1000, 5000), (50, 2000, 2000)])
+def test_the_noise_is_what_the_index_shows_on_average_without_drift(n_clusters, live_rows, reference_rows):
+    rng = np.random.default_rng(0)
+    truth = rng.dirichlet(np.full(n_clusters, 20.0))
+    live = rng.multinomial(live_rows, truth, size=2000)
+    reference = rng.multinomial(reference_rows, truth, size=2000) / reference_rows
+    shown = [population_stability_index(*pair) for pair in zip(live, reference, strict=True)]
+    assert noise_of_index(n_clusters, live_rows, reference_rows) == pytest.approx(np.mean(shown), rel=0.1)

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from serving.bundle import Reference
+from serving.cluster_metrics import MAX_CLUSTER_LABELS, OTHER_CLUSTERS, ClusterTally, share_below
 from serving.metrics import Metrics
 from serving.repository import STATES, ModelState
 
@@ -91,3 +93,36 @@ def test_drift_is_not_a_number_before_the_first_row_then_zero_for_the_training_m
     assert value("nvisa_cluster_drift_psi", TOY) == pytest.approx(0, abs=1e-9)
     tally.add(np.zeros(5000, np.int64), np.ones(5000, np.float32))
     assert value("nvisa_cluster_drift_psi", TOY) > 0.25
+
+
+def test_the_training_datas_mix_and_doubtful_share_are_shown_beside_the_live_ones(metrics, manifest):
+    metrics.for_model(manifest, low_confidence=0.5, drift_window_rows=100)
+    value = metrics.registry.get_sample_value
+    shown = [value("nvisa_cluster_reference_share", TOY | {"cluster": str(k)}) for k in range(10)]
+    assert shown == pytest.approx(manifest.reference.cluster_shares)
+    # The bundle's histogram has an edge at 0.5.
+    expected = sum(manifest.reference.confidence_shares[:2])
+    assert value("nvisa_reference_low_confidence_share", TOY) == pytest.approx(expected)
+
+
+def test_between_edges_the_reference_is_interpolated():
+    reference = Reference(
+        cluster_shares=(1.0,), confidence_edges=(0.0, 0.5, 1.0), confidence_shares=(0.2, 0.8), rows=10
+    )
+    shares = [share_below(reference, limit) for limit in (0, 0.25, 0.5, 0.75, 1)]
+    assert shares == pytest.approx([0, 0.1, 0.2, 0.6, 1])
+
+
+def test_the_number_of_labels_is_bounded_and_no_row_is_lost(manifest):
+    n_clusters = MAX_CLUSTER_LABELS + 44
+    shares = np.arange(1, n_clusters + 1) / np.arange(1, n_clusters + 1).sum()
+    reference = manifest.reference.model_copy(update={"cluster_shares": tuple(shares)})
+    many = manifest.model_copy(update={"n_clusters": n_clusters, "reference": reference})
+    tally = ClusterTally(many, low_confidence=0.5, drift_window_rows=100)
+    tally.add(np.arange(n_clusters), np.ones(n_clusters, np.float32))
+    shown = dict(tally.by_label(tally.rows_per_cluster))
+    assert len(shown) == MAX_CLUSTER_LABELS
+    assert shown.pop(OTHER_CLUSTERS) == 45
+    # The smallest are those put together: shares ascend.
+    assert shown == {str(k): 1 for k in range(45, n_clusters)}
+    assert sum(dict(tally.reference_shares()).values()) == pytest.approx(1)
