@@ -164,6 +164,10 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
         if name == "nvisa_requests_total" and count
     }
     value.seen.add("nvisa_requests")
+    # A caller gives up at its deadline, which may reach the server just before its own clock says so.
+    late = ("DEADLINE_EXCEEDED", f"{NATIVE}/Assign")
+    if late not in shown:
+        codes[("CANCELLED", f"{NATIVE}/Assign")] += codes.pop(late)
     assert shown == codes
     # From zero on: of a series that begins at one, Prometheus never sees the first increase.
     assert (
@@ -184,8 +188,8 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
     assert value("nvisa_executions", "_total", **TOY) == 6  # 1 + 3 + 1 + the held one
     assert value("nvisa_failed_executions", "_total", **TOY) == 1
     assert value("nvisa_padding_rows", "_total", **TOY) == 1 + 8 + 2
-    assert value("nvisa_dropped_rows", "_total", **TOY, reason="cancelled") == 2
-    assert value("nvisa_dropped_rows", "_total", **TOY, reason="expired") == 3
+    dropped = [value("nvisa_dropped_rows", "_total", **TOY, reason=why) for why in ("cancelled", "expired")]
+    assert dropped in ([2, 3], [5, 0])
     assert value("nvisa_dropped_rows", "_total", **TOY, reason="overload") == 21
     assert value("nvisa_queue_rows", **TOY) == 0
     assert value("nvisa_queue_limit_rows", **TOY) == 20

@@ -190,8 +190,10 @@ async def test_a_call_that_left_has_waited_and_never_reached_the_model(traced, e
         engine.gate.set()
         await asyncio.gather(*running)
     spans = by_name(exporter)
-    [late] = [span for span in spans[ASSIGN] if span.attributes["rpc.grpc.status_code"] == 4]
-    assert late.status.status_code is StatusCode.ERROR
+    # The caller gives up at its deadline, which may reach the server just before its own clock says so.
+    [late] = [span for span in spans[ASSIGN] if span.attributes["rpc.grpc.status_code"] in (1, 4)]
+    is_late = late.attributes["rpc.grpc.status_code"] == 4
+    assert (late.status.status_code is StatusCode.ERROR) == is_late
     [queue] = [span for span in spans["queue"] if span.parent.span_id == late.context.span_id]
     assert queue.attributes["nvisa.reached_model"] is False
     assert len(spans["model"]) == 2
