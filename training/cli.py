@@ -324,12 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(arguments[1:])
     except (ValueError, OSError) as error:
-        full = (
-            "--resume" in _AFTER_INTERRUPT.get(command, "")
-            and isinstance(error, OSError)
-            and error.errno in DISK_FULL
-        )
-        hint = "; make room and go on with --resume" if full else ""
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
+        hint = f"; make room, then {_GOING_ON[command]}" if full and command in _GOING_ON else ""
         print(f"{name} {arguments[0]}: {_message(error)}{hint}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
