@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command(arguments[1:])
     except (ValueError, OSError) as error:
         full = isinstance(error, OSError) and error.errno in DISK_FULL
-        hint = f"; make room, then {_GOING_ON[command]}" if full and command in _GOING_ON else ""
+        hint = f"; make room and {_GOING_ON[command]}" if full and command in _GOING_ON else ""
         print(f"{name} {arguments[0]}: {_message(error)}{hint}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

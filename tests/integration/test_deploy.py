@@ -280,7 +280,7 @@ def test_the_service_monitor_finds_the_metrics_port(tmp_path, name):
 def test_the_secured_server_reads_mounted_secrets_and_is_probed_in_plaintext(
     tmp_path, monkeypatch, name, mutual
 ):
-    components = COMPONENTS[1:] if mutual else COMPONENTS[1:2]
+    components = ["components/security", "components/mutual-tls"][: 1 + mutual]
     overlay = {
         "resources": [os.path.relpath(KUBERNETES / name, tmp_path)],
         "components": [os.path.relpath(KUBERNETES / component, tmp_path) for component in components],

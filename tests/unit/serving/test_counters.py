@@ -23,6 +23,8 @@ from tests.servers import GatedEngine, get, in_process
 
 NATIVE, OIP = "nvisa.v1.ClusterService", "inference.GRPCInferenceService"
 TOY = {"model": "toy", "version": "1"}
+# Shown with TLS or tokens only: tests/integration/test_security.py counts them.
+OF_SECURITY = ("nvisa_authentications", "nvisa_credential_reloads", "nvisa_credentials_stale")
 BAD = 255  # the first pixel of a row that makes the engine fail
 
 
@@ -111,6 +113,8 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
             await stub.Assign(request(random_rows(1, (9, 9))))
         with pytest.raises(grpc.aio.AioRpcError):  # one run that fails
             await stub.Assign(request(rows(5, 4, [BAD])))
+        unknown = pb.AssignStreamRequest(request=request(sent[0], model_name="nope"))
+        assert [r.error.code async for r in stub.AssignStream(iter([unknown]))] == [5]
         await stub.ListModels(pb.ListModelsRequest())
         await other.ServerLive(oip.ServerLiveRequest())
 
@@ -148,6 +152,7 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
 
     codes = {
         ("OK", f"{NATIVE}/Assign"): 3,
+        ("OK", f"{NATIVE}/AssignStream"): 1,
         ("OK", f"{NATIVE}/ListModels"): 1,
         ("OK", f"{OIP}/ModelInfer"): 1,
         ("OK", f"{OIP}/ServerLive"): 1,
@@ -227,6 +232,10 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
     value.seen.add("nvisa_model_info")
     assert [(i["model"], i["version"], i["device"]) for i in info] == [("toy", "1", "cpu")]
     assert value("nvisa_ready") == 1
+    assert value("nvisa_stream_messages", "_total", code="NOT_FOUND") == 1
+    for name in OF_SECURITY:
+        value.seen.add(name)
+        assert not [labels for sample, labels in samples if sample.startswith(name)], "security is off"
     assert families - value.seen == set(), "a metric without a test"
 
 
