@@ -88,9 +88,11 @@ def test_a_rows_cluster_does_not_depend_on_its_company(fitted, blobs):
 @pytest.mark.parametrize("name", BASELINES)
 def test_digits_as_images(name, some_digits):
     x, truth = some_digits
-    config = CONFIG.model_copy(update={"latent_dim": 6, "epochs": 30, "seed": 0})
+    # GMVAE has no pretraining.
+    epochs, floor = (60, 0.6) if name == "gmvae" else (30, 0.8)
+    config = CONFIG.model_copy(update={"latent_dim": 6, "epochs": epochs, "seed": 0})
     clusterer = BASELINES[name].fit(x[:500], config, quiet)
-    assert accuracy(truth[500:], clusterer.predict(x[500:])) > (0.6 if name == "gmvae" else 0.8)
+    assert accuracy(truth[500:], clusterer.predict(x[500:])) > floor
 
 
 @pytest.mark.parametrize("name", WITH_NETS)
