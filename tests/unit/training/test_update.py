@@ -57,7 +57,7 @@ def test_an_epoch_is_the_steps_one_would_write(rows):
 def test_rates_annealing_and_rollbacks_keep_every_address(rows):
     run = _build(config(), rows, SPEC)
     updates = Updates(run, config())
-    _train_epoch(run, rows, config(), updates)
+    run.history.append(_train_epoch(run, rows, config(), updates))
     before, good = addresses(run), {name: value.clone() for name, value in run.tensors().items()}
     run.epoch, run.rate_scale = 1, 0.5
     record = _train_epoch(run, rows, config(), updates)
