@@ -76,6 +76,9 @@ class Failed(grpc.RpcError):
         self.code = lambda: code
         self.details = lambda: details
 
+    def trailing_metadata(self):
+        return (("x-request-id", "r-1"),)
+
 
 CLOSED = "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed"
 
