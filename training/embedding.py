@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn import config_context
 from sklearn.decomposition import PCA
 
@@ -55,18 +56,25 @@ def fit_umap(x: np.ndarray, n_neighbors: int, seed: int) -> Any:
 
     There must be `LEAST_ROWS` rows.
     """
+    # Numba leaves OpenMP with as many threads as there are processors, torch's too, and with another number of
+    # threads torch rounds otherwise: a run that goes on from a checkpoint has had no UMAP before it.
+    threads = torch.get_num_threads()
     # The caller may have scikit-learn's array API switched on, which UMAP does not know.
     with config_context(array_api_dispatch=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from umap import UMAP  # compiles for seconds; only this start needs it
 
-        return UMAP(
+        umap = UMAP(
             n_neighbors=min(n_neighbors, len(x) - 1),
             n_components=DIMENSIONS,
             min_dist=0.0,
             random_state=seed,
             n_jobs=1,
-        ).fit(x)
+        )
+        try:
+            return umap.fit(x)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def responsibilities(x: np.ndarray, config: TrainingConfig, say: Callable[[str], None]) -> np.ndarray:

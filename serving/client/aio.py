@@ -33,6 +33,7 @@ from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1 import cluster_pb2_grpc as rpc
 
 _CALLS_IN_FLIGHT = 4
+_CLOCK = 0.01  # seconds by which gRPC's clock may be ahead
 
 
 class AsyncClusterClient:
@@ -139,9 +140,12 @@ class AsyncClusterClient:
                     call.cancel()
                 if requests.failure is not None:
                     raise requests.failure
-                if stream.is_done(await call.code()):
+                code, details = await call.code(), await call.details()
+                if stream.is_done(code):
                     return
-                await asyncio.sleep(stream.pause(await call.code(), await call.details()))
+                if end is not None and loop.time() >= end - _CLOCK:
+                    code = grpc.StatusCode.DEADLINE_EXCEEDED  # gRPC may say INTERNAL, if it was just sending
+                await asyncio.sleep(stream.pause(code, details))
         finally:
             requests.close()
 
