@@ -56,8 +56,8 @@ def fit_umap(x: np.ndarray, n_neighbors: int, seed: int) -> Any:
 
     There must be `LEAST_ROWS` rows.
     """
-    # Numba leaves OpenMP with as many threads as there are processors, torch's too, and with another number of
-    # threads torch rounds otherwise: a run that goes on from a checkpoint has had no UMAP before it.
+    # Numba leaves OpenMP, and so torch, with as many threads as there are processors, and with another number
+    # of them torch rounds otherwise: a run that goes on from a checkpoint has had no UMAP before it.
     threads = torch.get_num_threads()
     # The caller may have scikit-learn's array API switched on, which UMAP does not know.
     with config_context(array_api_dispatch=False), warnings.catch_warnings():
