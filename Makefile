@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint format protos bench-digits bench-training clean
+.PHONY: help demo test fuzz lint format protos bench-digits bench-training clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,7 +21,10 @@ demo: $(INSTALLED) ## fit, export, serve, assign and label scikit-learn's digits
 	$(BIN)/python demo.py
 
 test: $(INSTALLED) ## all tests; ARGS="-k batcher" picks some
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+fuzz: $(INSTALLED) ## 100,000 requests that no honest client sends, against a real server; 2,000 of them are in make test
+	NVISA_FUZZ_INPUTS=100000 $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 lint: $(INSTALLED) ## style, types, and who may import whom
 	$(BIN)/ruff check .

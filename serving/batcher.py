@@ -96,12 +96,14 @@ class Batcher:
         DeadlinePassed
             If the deadline passed before the model saw all rows.
         InvalidInput
-            If the model has no finite probabilities for a row.
+            If there are more rows than may ever wait, or the model has no finite probabilities for one.
         NotReady
             If the batcher is closed.
         Exception
             Whatever the engine raised.
         """
+        if len(x) > (most := self._limits.max_queue_rows):
+            raise InvalidInput(f"the call has {len(x)} rows, the server takes at most {most}; split it")
         while (overload := self._overload(len(x))) is not None:
             if not wait_for_room:
                 self._metrics.dropped["overload"].inc(len(x))

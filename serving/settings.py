@@ -68,7 +68,9 @@ class ServerSettings(LayeredSettings):
         False, description="serve the models that load even if others are broken, instead of exiting"
     )
     max_batch_rows: int = Field(256, ge=1, description="most rows of one model run")
-    max_queue_rows: int = Field(65536, ge=1, description="rows that may wait, per model; more are refused")
+    max_queue_rows: int = Field(
+        65536, ge=1, description="rows that may wait, per model, and so rows of one call"
+    )
     max_queue_delay: float = Field(
         0.0, ge=0, le=1, description="seconds to wait for a fuller batch while the model is idle"
     )

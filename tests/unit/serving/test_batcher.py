@@ -175,9 +175,14 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(start):
     assert [len(a.clusters) for a in await asyncio.gather(running, queued, fits)] == [1, 8, 2]
 
 
-async def test_a_call_larger_than_the_queue_is_taken_when_none_wait(start):
-    batcher = start(FakeEngine(), max_queue_rows=10, max_batch_rows=8)
-    assert len((await batcher.assign(rows(25))).clusters) == 25
+@pytest.mark.parametrize("wait_for_room", [False, True])
+async def test_a_call_larger_than_the_queue_is_refused_at_once(start, wait_for_room):
+    engine = FakeEngine()
+    batcher = start(engine, max_queue_rows=10, max_batch_rows=8)
+    with pytest.raises(InvalidInput, match="the call has 11 rows, the server takes at most 10; split it"):
+        await batcher.assign(rows(11), wait_for_room=wait_for_room)
+    assert len((await batcher.assign(rows(10))).clusters) == 10
+    assert engine.batch_sizes == [8, 2]
 
 
 async def test_a_cancelled_call_never_reaches_the_model_and_frees_its_place(start):

@@ -86,7 +86,7 @@ class Scraped:
 async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
     engine = Engine(is_open=True, novelty=True)
     # As on CUDA, with padding; but one thread on the CPU.
-    limits = BatchLimits(max_batch_rows=16, max_queue_rows=20, buckets=(1, 4, 16), threads=1)
+    limits = BatchLimits(max_batch_rows=16, max_queue_rows=40, buckets=(1, 4, 16), threads=1)
     monkeypatch.setattr("serving.repository.batch_limits", lambda *_: limits)
     async with (
         in_process(one_model, lambda *_: engine, low_confidence=0.6, drift_window_rows=10_000) as server,
@@ -118,7 +118,7 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
         await stub.ListModels(pb.ListModelsRequest())
         await other.ServerLive(oip.ServerLiveRequest())
 
-        # The engine is held up inside a run of 1; these wait: 2 leave, 3 are too late, 21 are too many.
+        # The engine is held up inside a run of 1; these wait: 2 leave, 3 are too late, 36 are too many.
         while engine.entered.acquire(blocking=False):
             pass
         engine.gate.clear()
@@ -131,7 +131,7 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
             while server.metrics.registry.get_sample_value("nvisa_queue_rows", TOY) < 5:
                 await asyncio.sleep(0.001)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Assign(request(rows(21, 8, [50])))
+            await stub.Assign(request(rows(36, 8, [50])))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         samples, _ = await scrape(server)
         assert Scraped(samples)("nvisa_queue_rows", **TOY) == 5
@@ -195,9 +195,9 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
     assert value("nvisa_padding_rows", "_total", **TOY) == 1 + 8 + 2
     dropped = [value("nvisa_dropped_rows", "_total", **TOY, reason=why) for why in ("cancelled", "expired")]
     assert dropped in ([2, 3], [5, 0])
-    assert value("nvisa_dropped_rows", "_total", **TOY, reason="overload") == 21
+    assert value("nvisa_dropped_rows", "_total", **TOY, reason="overload") == 36
     assert value("nvisa_queue_rows", **TOY) == 0
-    assert value("nvisa_queue_limit_rows", **TOY) == 20
+    assert value("nvisa_queue_limit_rows", **TOY) == 40
     assert value("nvisa_queue_seconds", "_count", **TOY) == len(sent)
     assert value("nvisa_inference_seconds", "_count", **TOY) == 6 + 1  # the failed run took time, too
 
