@@ -47,6 +47,7 @@ def build_grpc_server(
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
+            *_connection_age(settings.max_connection_age),
             # Without this a second server would share the port without a word.
             ("grpc.so_reuseport", 0),
         ],
@@ -106,6 +107,11 @@ def listen(
             f"cannot listen on {host}:{port} (gRPC): the port is taken, or the address is not this "
             f"machine's; pass another {flag} or --host"
         ) from error
+
+
+def _connection_age(seconds: float) -> list[tuple[str, int]]:
+    # Calls in flight end in peace: gRPC gives them all the time they take.
+    return [("grpc.max_connection_age_ms", max(1, round(seconds * 1000)))] if seconds else []
 
 
 def _authenticator(settings: ServerSettings, tokens: Reloaded[Tokens], metrics: Metrics) -> Authenticator:

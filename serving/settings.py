@@ -77,6 +77,11 @@ class ServerSettings(LayeredSettings):
     max_message_bytes: int = Field(
         64 * 2**20, ge=1024, le=2**31 - 1, description="largest message taken or sent"
     )
+    max_connection_age: float = Field(
+        0.0,
+        ge=0,
+        description="seconds after which clients are asked to connect anew, and so find new servers; 0: never",
+    )
     inference_threads: int = Field(
         0, ge=0, description="threads that run each model; 0: one per processor on the CPU, one on CUDA"
     )

@@ -6,19 +6,23 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
-import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client.channel import DEFAULT_TIMEOUT, MAX_MESSAGE_BYTES, channel_options
+from serving.client.channel import (
+    COMPRESSIONS,
+    DEFAULT_TIMEOUT,
+    MAX_MESSAGE_BYTES,
+    Compression,
+    channel_options,
+)
 from serving.client.messages import (
     READINESS_SERVICE,
     AssignResult,
     Health,
     ModelInfo,
-    as_rows,
     assign_request,
     assign_result,
     is_small,
@@ -26,11 +30,15 @@ from serving.client.messages import (
     new_request_id,
     slices,
 )
+from serving.client.rows import as_rows
 from serving.client.security import PLAINTEXT, Security, TokenSource
 from serving.client.status import ClusterServiceError
 from serving.client.streaming import AsyncRequests, Stream
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1 import cluster_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from serving.client.rows import Rows
 
 _CALLS_IN_FLIGHT = 4
 _CLOCK = 0.01  # seconds by which gRPC's clock may be ahead
@@ -43,7 +51,7 @@ class AsyncClusterClient:
 
     Parameters
     ----------
-    target, security, max_message_bytes
+    target, security, max_message_bytes, compression
         See `ClusterClient`.
 
     Examples
@@ -58,6 +66,7 @@ class AsyncClusterClient:
         *,
         security: Security = PLAINTEXT,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        compression: Compression = "none",
     ) -> None:
         self.target = target
         self._max_message_bytes = max_message_bytes
@@ -66,15 +75,17 @@ class AsyncClusterClient:
         self._security = security
         self._token = TokenSource(security)
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options)
+            self._channel = grpc.aio.insecure_channel(target, options, compression=COMPRESSIONS[compression])
         else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options)
+            self._channel = grpc.aio.secure_channel(
+                target, credentials, options, compression=COMPRESSIONS[compression]
+            )
         self._clusters = rpc.ClusterServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def assign(
         self,
-        x: np.ndarray,
+        x: Rows,
         *,
         model: str,
         version: int | None = None,
@@ -84,17 +95,17 @@ class AsyncClusterClient:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AssignResult:
         """Assign rows to clusters; see `ClusterClient.assign`."""
-        x = as_rows(x)
+        rows = as_rows(x)
         request_id = new_request_id() if request_id is None else request_id
         parts = [slice(None)]
-        if not is_small(x):
+        if not is_small(rows):
             info = await self.model(model, version=version, timeout=timeout)
-            parts, version = slices(x, info, self._max_message_bytes), info.version
+            parts, version = slices(rows, info, self._max_message_bytes), info.version
         in_flight = asyncio.Semaphore(_CALLS_IN_FLIGHT)
 
         async def assign_part(part: slice) -> pb.AssignResponse:
             async with in_flight:
-                request = assign_request(x[part], model, version, probabilities, novelty, request_id)
+                request = assign_request(rows[part], model, version, probabilities, novelty, request_id)
                 with self._errors():
                     return await self._clusters.Assign(
                         request, timeout=timeout, metadata=self._token.metadata()
@@ -109,7 +120,7 @@ class AsyncClusterClient:
 
     async def assign_stream(
         self,
-        batches: Iterable[np.ndarray] | AsyncIterable[np.ndarray],
+        batches: Iterable[Rows] | AsyncIterable[Rows],
         *,
         model: str,
         version: int | None = None,
@@ -121,7 +132,7 @@ class AsyncClusterClient:
         loop = asyncio.get_running_loop()
         end = None if timeout is None else loop.time() + timeout
 
-        def message(x: np.ndarray) -> pb.AssignRequest:
+        def message(x: Rows) -> pb.AssignRequest:
             return assign_request(as_rows(x), model, version, probabilities, novelty)
 
         stream = Stream(message, self.target)

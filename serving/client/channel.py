@@ -1,16 +1,28 @@
-"""Channel settings: message sizes, and what is retried."""
+"""Channel settings: message sizes, compression, what is retried, and how calls spread over servers."""
 
 from __future__ import annotations
 
 import json
+from typing import Literal
+
+import grpc
 
 MAX_MESSAGE_BYTES = 64 << 20
 DEFAULT_TIMEOUT = 60.0
 
+Compression = Literal["none", "deflate", "gzip"]
+COMPRESSIONS: dict[Compression, grpc.Compression] = {
+    "none": grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
+
 # Assigning changes nothing on the server, so every call may be repeated. gRPC waits as long as the server's
 # `grpc-retry-pushback-ms` says, or else backs off exponentially with jitter; it makes at most 5 attempts,
-# within the call's deadline.
+# within the call's deadline. Calls go round all addresses of the target, a headless Service's pods, and past
+# those that do not answer; gRPC itself would stay with the first.
 _SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{"service": "nvisa.v1.ClusterService"}],
@@ -24,7 +36,7 @@ _SERVICE_CONFIG = {
         },
         # A stream is continued by the client, which knows what has been answered.
         {"name": [{"service": "nvisa.v1.ClusterService", "method": "AssignStream"}]},
-    ]
+    ],
 }
 
 

@@ -106,25 +106,6 @@ class Health:
     ready: bool
 
 
-def as_rows(x: np.ndarray) -> np.ndarray:
-    """``x`` as it is sent: uint8 or float32, little-endian, C-contiguous.
-
-    Raises
-    ------
-    ValueError
-        If it is not an array of rows, or neither uint8 nor floating.
-    """
-    x = np.asarray(x)
-    if x.ndim == 0:
-        raise ValueError("x is a single number; its first axis must be rows")
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise ValueError(
-            f"x has dtype {x.dtype}; convert it to uint8 (images) or float32 (features), as the model has it"
-        )
-    with np.errstate(over="ignore"):  # the server names the row that became infinite
-        return np.ascontiguousarray(x, np.uint8 if x.dtype == np.uint8 else "<f4")
-
-
 def is_small(x: np.ndarray) -> bool:
     """Whether ``x`` goes into one call of any server, whatever its limits."""
     return len(x) <= ROWS_PER_CALL and x.nbytes <= SMALL_CALL_BYTES

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import grpc
-import numpy as np
 
 from serving.client.messages import AssignResult, assign_result, new_request_id
 from serving.client.status import ClusterServiceError
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
+
+if TYPE_CHECKING:
+    from serving.client.rows import Rows
 
 MOST_ATTEMPTS = 5
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -28,7 +31,7 @@ class Stream:
         The server's address, for errors.
     """
 
-    def __init__(self, make: Callable[[np.ndarray], pb.AssignRequest], target: str) -> None:
+    def __init__(self, make: Callable[[Rows], pb.AssignRequest], target: str) -> None:
         self._make = make
         self._target = target
         self._unanswered: dict[int, pb.AssignStreamRequest] = {}
@@ -38,7 +41,7 @@ class Stream:
         self._given = 0
         self._attempts = 0
 
-    def message(self, x: np.ndarray) -> pb.AssignStreamRequest:
+    def message(self, x: Rows) -> pb.AssignStreamRequest:
         """Number a batch, remember its message until it is answered, and return it."""
         request = pb.AssignStreamRequest(request=self._make(x))
         request.request.request_id = f"{self._id}-{self._taken}"
@@ -93,7 +96,7 @@ class Requests:
     gRPC draws them in a thread of its own, which may still be waiting for a batch when its call has ended.
     """
 
-    def __init__(self, stream: Stream, batches: Iterator[np.ndarray]) -> None:
+    def __init__(self, stream: Stream, batches: Iterator[Rows]) -> None:
         self._stream = stream
         self._batches = batches
         self._lock = threading.Lock()
@@ -126,10 +129,10 @@ class Requests:
 class AsyncRequests:
     """`Requests` for asyncio, of batches that come from either kind of iterator."""
 
-    def __init__(self, stream: Stream, batches: Iterable[np.ndarray] | AsyncIterable[np.ndarray]) -> None:
+    def __init__(self, stream: Stream, batches: Iterable[Rows] | AsyncIterable[Rows]) -> None:
         self._stream = stream
         self._batches = _drawn(batches)
-        self._drawing: asyncio.Task[np.ndarray | None] | None = None
+        self._drawing: asyncio.Task[Rows | None] | None = None
         self.failure: Exception | None = None
 
     async def __call__(self) -> AsyncIterator[pb.AssignStreamRequest]:
@@ -156,7 +159,7 @@ class AsyncRequests:
             self._drawing.cancel()
 
 
-async def _drawn(batches: Iterable[np.ndarray] | AsyncIterable[np.ndarray]) -> AsyncIterator[np.ndarray]:
+async def _drawn(batches: Iterable[Rows] | AsyncIterable[Rows]) -> AsyncIterator[Rows]:
     if isinstance(batches, AsyncIterable):
         async for x in batches:
             yield x

@@ -7,19 +7,23 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
-import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client.channel import DEFAULT_TIMEOUT, MAX_MESSAGE_BYTES, channel_options
+from serving.client.channel import (
+    COMPRESSIONS,
+    DEFAULT_TIMEOUT,
+    MAX_MESSAGE_BYTES,
+    Compression,
+    channel_options,
+)
 from serving.client.messages import (
     READINESS_SERVICE,
     AssignResult,
     Health,
     ModelInfo,
-    as_rows,
     assign_request,
     assign_result,
     is_small,
@@ -27,11 +31,15 @@ from serving.client.messages import (
     new_request_id,
     slices,
 )
+from serving.client.rows import as_rows
 from serving.client.security import PLAINTEXT, Security, TokenSource
 from serving.client.status import ClusterServiceError
 from serving.client.streaming import Requests, Stream
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1 import cluster_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from serving.client.rows import Rows
 
 _CALLS_IN_FLIGHT = 4
 
@@ -45,11 +53,13 @@ class ClusterClient:
     Parameters
     ----------
     target
-        ``host:port``, or any other gRPC target.
+        ``host:port``, or any other gRPC target. Calls go round all its addresses, as of a headless Service.
     security
         TLS and token; by default plaintext without one.
     max_message_bytes
         Largest message to send or take.
+    compression
+        ``"gzip"`` or ``"deflate"`` what is sent: for slow networks alone, as it costs more than the model.
 
     Raises
     ------
@@ -68,6 +78,7 @@ class ClusterClient:
         *,
         security: Security = PLAINTEXT,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        compression: Compression = "none",
     ) -> None:
         self.target = target
         self._max_message_bytes = max_message_bytes
@@ -76,15 +87,17 @@ class ClusterClient:
         self._security = security
         self._token = TokenSource(security)
         if credentials is None:
-            self._channel = grpc.insecure_channel(target, options)
+            self._channel = grpc.insecure_channel(target, options, compression=COMPRESSIONS[compression])
         else:
-            self._channel = grpc.secure_channel(target, credentials, options)
+            self._channel = grpc.secure_channel(
+                target, credentials, options, compression=COMPRESSIONS[compression]
+            )
         self._clusters = rpc.ClusterServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def assign(
         self,
-        x: np.ndarray,
+        x: Rows,
         *,
         model: str,
         version: int | None = None,
@@ -100,7 +113,8 @@ class ClusterClient:
         Parameters
         ----------
         x
-            ``(n_rows, *row_shape)``: uint8, or a float type, which is sent as float32.
+            ``(n_rows, *row_shape)``: uint8, or a float type, which is sent as float32. Or an Arrow table or
+            array, or a list of images, PIL's or encoded: see `serving.client.rows.as_rows`.
         model, version
             Name of the model; the server's default version without the latter.
         probabilities
@@ -119,14 +133,14 @@ class ClusterClient:
         ClusterServiceError
             If the server refuses or cannot be reached.
         ValueError
-            If ``x`` is not an array of rows of a type that can be sent.
+            If ``x`` does not make up rows that can be sent; the first bad one is named.
         """
-        x = as_rows(x)
+        rows = as_rows(x)
         request_id = new_request_id() if request_id is None else request_id
         parts = [slice(None)]
-        if not is_small(x):
+        if not is_small(rows):
             info = self.model(model, version=version, timeout=timeout)
-            parts, version = slices(x, info, self._max_message_bytes), info.version
+            parts, version = slices(rows, info, self._max_message_bytes), info.version
         replies: list[pb.AssignResponse] = []
         pending: deque[grpc.Future] = deque()
         with self._errors():
@@ -134,7 +148,7 @@ class ClusterClient:
                 for part in parts:
                     if len(pending) == _CALLS_IN_FLIGHT:
                         replies.append(pending.popleft().result())
-                    request = assign_request(x[part], model, version, probabilities, novelty, request_id)
+                    request = assign_request(rows[part], model, version, probabilities, novelty, request_id)
                     pending.append(
                         self._clusters.Assign.future(
                             request, timeout=timeout, metadata=self._token.metadata()
@@ -149,7 +163,7 @@ class ClusterClient:
 
     def assign_stream(
         self,
-        batches: Iterable[np.ndarray],
+        batches: Iterable[Rows],
         *,
         model: str,
         version: int | None = None,
@@ -184,7 +198,7 @@ class ClusterClient:
         """
         end = None if timeout is None else time.monotonic() + timeout
 
-        def message(x: np.ndarray) -> pb.AssignRequest:
+        def message(x: Rows) -> pb.AssignRequest:
             return assign_request(as_rows(x), model, version, probabilities, novelty)
 
         stream = Stream(message, self.target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,11 +27,29 @@ def decode_image(data: bytes | None, shape: tuple[int, ...]) -> np.ndarray:
         If it is missing, corrupt, of another size, or of a kind that cannot become ``shape`` unharmed.
     """
     image, natural = _opened(data)
-    if not _becomes(natural, shape):  # before decoding: a huge image costs nothing here
-        raise ValueError(f"the image is {_named(natural)}, not {_named(shape)}")
-    _load(image)
-    mode = "RGB" if len(shape) == 3 else "L"
-    return np.asarray(image if image.mode == mode else image.convert(mode))
+    return _pixels(image, natural, shape)
+
+
+def rows_of_images(images: Sequence[Image.Image | bytes]) -> np.ndarray:
+    """Stack images, PIL's or encoded, to uint8 ``(n_images, H, W)`` or ``(n_images, H, W, 3)``.
+
+    The first one settles the shape; see `decode_image` for what becomes it.
+
+    Raises
+    ------
+    ValueError
+        If one cannot become it; the message says which.
+    """
+    shape: tuple[int, ...] | None = None
+    rows = []
+    for index, image in enumerate(images):
+        try:
+            opened, natural = _opened(image) if isinstance(image, bytes) else (image, _natural_shape(image))
+            shape = natural if shape is None else shape
+            rows.append(_pixels(opened, natural, shape))
+        except ValueError as error:
+            raise ValueError(f"image {index}: {error}") from error
+    return np.stack(rows)
 
 
 def promised_shape(images: Iterable[bytes | None], expected: InputSpec | None) -> tuple[int, ...]:
@@ -69,11 +87,23 @@ def _opened(data: bytes | None) -> tuple[Image.Image, tuple[int, ...]]:
         raise ValueError("the image is missing")
     with _as_value_error():
         image = Image.open(io.BytesIO(data))
+    return image, _natural_shape(image)
+
+
+def _natural_shape(image: Image.Image) -> tuple[int, ...]:
     if image.mode in _GREY:
-        return image, (image.height, image.width)
+        return image.height, image.width
     if image.mode in _COLOUR:
-        return image, (image.height, image.width, 3)
+        return image.height, image.width, 3
     raise ValueError(f"the image has mode {image.mode} (not 8 bits per channel); convert it to 8 bits")
+
+
+def _pixels(image: Image.Image, natural: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    if not _becomes(natural, shape):  # before decoding: a huge image costs nothing here
+        raise ValueError(f"the image is {_named(natural)}, not {_named(shape)}")
+    _load(image)
+    mode = "RGB" if len(shape) == 3 else "L"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _load(image: Image.Image) -> None:

@@ -1,0 +1,67 @@
+"""What callers have, as rows that can be sent: numpy arrays, Arrow tables and arrays, images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL.Image import Image
+
+    # Images are PIL's, or encoded (PNG, JPEG, BMP, WebP); all of one size.
+    Rows: TypeAlias = (
+        np.ndarray
+        | pa.Table
+        | pa.RecordBatch
+        | pa.Array
+        | pa.ChunkedArray
+        | Sequence[Image]
+        | Sequence[bytes]
+    )
+
+
+def as_rows(x: Rows) -> np.ndarray:
+    """``x`` as it is sent: uint8 or float32, little-endian, C-contiguous, rows first.
+
+    Parameters
+    ----------
+    x
+        An array ``(n_rows, *row_shape)`` of uint8 or a float type; an Arrow table or record batch, of which
+        the only image column, else the only list column, else all numeric columns are the row, as when
+        `nvisa-label` reads a file; an Arrow array of lists or encoded images; or a list of images.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, a row is missing or broken (the first one is named), or images differ in size.
+    ImportError
+        If pyarrow, or Pillow for images, is not installed: ``pip install 'nvisa[data]'``.
+    """
+    if type(x).__module__.partition(".")[0] == "pyarrow":
+        from serving.readers.arrow import rows_of_arrow
+
+        array = rows_of_arrow(cast(Any, x))
+    elif _are_images(x):
+        from serving.readers.images import rows_of_images
+
+        array = rows_of_images(cast("Sequence[Image | bytes]", x))
+    else:
+        array = np.asarray(x)
+    if array.ndim == 0:
+        raise ValueError("x is a single number; its first axis must be rows")
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ValueError(
+            f"x has dtype {array.dtype}; convert it to uint8 (images) or float32 (features), as the model "
+            "has it"
+        )
+    with np.errstate(over="ignore"):  # the server names the row that became infinite
+        return np.ascontiguousarray(array, np.uint8 if array.dtype == np.uint8 else "<f4")
+
+
+def _are_images(x: object) -> bool:
+    if not isinstance(x, (list, tuple)) or not x:
+        return False
+    return isinstance(x[0], bytes) or type(x[0]).__module__.partition(".")[0] == "PIL"

@@ -1,0 +1,43 @@
+"""Arrow data in memory to an array of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from serving.readers.columns import ColumnChoice, assign_roles
+from serving.readers.decode import ImageRows, ListRows, NumericRows, RowDecoder
+from serving.readers.source import DataError
+
+
+def rows_of_arrow(data: pa.Table | pa.RecordBatch | pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Rows of ``data``: uint8 or float32 ``(n_rows, *row_shape)``.
+
+    A table's columns are chosen as those of a file; an array is the only column.
+
+    Raises
+    ------
+    DataError
+        If it is empty, its columns do not make up a row, or a row cannot be read: the first one is named.
+    """
+    if isinstance(data, pa.RecordBatch):
+        data = pa.Table.from_batches([data])
+    table = data if isinstance(data, pa.Table) else pa.table({"rows": data})
+    if not table.num_rows:
+        raise DataError("the Arrow data has no rows")
+    roles = assign_roles(Path("the Arrow data"), table.schema, ColumnChoice())
+    decoder: RowDecoder = NumericRows(roles.features)
+    if roles.kind != "numeric":
+        column = roles.features[0]
+        build = ImageRows if roles.kind == "image" else ListRows
+        try:
+            decoder = build(column, table.column(column).combine_chunks(), None)
+        except ValueError as error:
+            raise DataError(f"column {column!r}: {error}") from error
+    x, errors = decoder.decode(table)
+    if errors:
+        row = min(errors)
+        raise DataError(f"row {row}: {errors[row]} ({len(errors)} such rows of {len(x)})")
+    return x

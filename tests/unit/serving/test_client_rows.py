@@ -1,0 +1,90 @@
+"""What the client makes of arrays, Arrow data and images."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from serving.client.rows import as_rows
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3, 5), dtype=np.uint8)
+FEATURES = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+
+
+def encoded(image, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+LISTS = pa.FixedSizeListArray.from_arrays(pa.array(FEATURES.ravel()), 3)
+PNGS = [encoded(image) for image in IMAGES]
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        (FEATURES, FEATURES),
+        (FEATURES.astype(">f8"), FEATURES),
+        (np.asfortranarray(IMAGES), IMAGES),
+        (FEATURES.tolist(), FEATURES),
+        (LISTS, FEATURES),
+        (pa.chunked_array([LISTS.slice(0, 1), LISTS.slice(1)]), FEATURES),
+        (pa.FixedShapeTensorArray.from_numpy_ndarray(IMAGES), IMAGES),
+        (pa.table({name: FEATURES[:, j] for j, name in enumerate("abc")}), FEATURES),
+        (pa.record_batch({"embedding": LISTS, "note": ["a", "b", "c", "d"]}), FEATURES),
+        (pa.table({"image": [{"bytes": data, "path": None} for data in PNGS]}), IMAGES),
+        (pa.array(PNGS), IMAGES),
+        (PNGS, IMAGES),
+        ([Image.fromarray(image) for image in IMAGES], IMAGES),
+        (tuple(Image.fromarray(image).convert("RGB") for image in IMAGES), np.stack([IMAGES] * 3, -1)),
+        ([Image.fromarray(IMAGES[0]).convert("RGB"), PNGS[1]], np.stack([IMAGES[:2]] * 3, -1)),
+    ],
+)
+def test_rows_come_out_as_they_are_sent(given, rows):
+    made = as_rows(given)
+    assert made.dtype == (np.uint8 if rows.dtype == np.uint8 else np.dtype("<f4"))
+    assert made.flags.c_contiguous
+    np.testing.assert_array_equal(made, rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (np.int64([[1]]), "x has dtype int64; convert it"),
+        (["a", "b"], "x has dtype <U1"),
+        (3.0, "x is a single number"),
+        (pa.array([[1.0, 2.0], None, [3.0]]), r"row 1: a list that is null.*\(2 such rows of 3\)"),
+        (pa.table({"a": [1.0, float("nan")]}), "row 1: "),
+        (pa.table({"label": [1], "a": [1.0]}), "column 'label' looks like a label"),
+        (pa.table({"a": ["x"]}), "no image, list or numeric column"),
+        (pa.table({"a": pa.array([], pa.float32())}), "no rows"),
+        (pa.array([PNGS[0], b"junk"]), "row 1: corrupt image: not an image"),
+        ([PNGS[0], b"junk"], "image 1: corrupt image: not an image"),
+        ([b"junk"], "image 0: corrupt image"),
+        (
+            [Image.fromarray(IMAGES[0]), Image.fromarray(IMAGES[0][:2])],
+            "image 1: the image is 5x2 grey, not 5x3",
+        ),
+        ([Image.new("F", (2, 2))], "image 0: the image has mode F"),
+    ],
+)
+def test_what_cannot_be_rows_is_named(given, says):
+    with pytest.raises(ValueError, match=says):
+        as_rows(given)
+
+
+def test_arrays_need_neither_pyarrow_nor_pillow():
+    code = (
+        "import sys; sys.modules['pyarrow'] = sys.modules['PIL'] = None\n"
+        "import numpy as np; from serving.client import ClusterClient\n"
+        "from serving.client.rows import as_rows; print(as_rows(np.ones((2, 3))).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(2, 3)"
