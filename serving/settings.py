@@ -80,7 +80,7 @@ class ServerSettings(LayeredSettings):
     max_connection_age: float = Field(
         0.0,
         ge=0,
-        description="seconds after which clients are asked to connect anew, so that they find new servers; 0: no",
+        description="seconds after which clients are asked to connect anew, and find new servers; 0: never",
     )
     inference_threads: int = Field(
         0, ge=0, description="threads that run each model; 0: one per processor on the CPU, one on CUDA"
