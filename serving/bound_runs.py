@@ -1,0 +1,104 @@
+"""Runs of a few fixed sizes between buffers that stay where they are: no allocation, and CUDA graphs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serving.runtime import import_onnxruntime
+
+# ONNX Runtime's numbers for graphs it shall neither record nor replay, and the first that it may.
+_NO_GRAPH, _FIRST_GRAPH = -1, 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """Name, shape of one row and dtype of a graph's output."""
+
+    name: str
+    row_shape: tuple[int, ...]
+    dtype: Any
+
+
+class BoundRuns:
+    """Runs a session through I/O binding, with one set of buffers on the device for each batch size.
+
+    Without it each run allocates on the device, and there could be no CUDA graphs: they are replayed at the
+    addresses and sizes that they were recorded with.
+
+    Parameters
+    ----------
+    session
+        An ONNX Runtime session.
+    device
+        Where its buffers lie: ``"cpu"`` or ``"cuda"``.
+    input_name, row_shape, dtype
+        What it takes.
+    outputs
+        What it gives, in the order of `run`'s results.
+    sizes
+        The batch sizes.
+    graphs
+        Record a CUDA graph for each size, and replay it: the session has ``enable_cuda_graph`` set. The first
+        runs of a size come before, so warm up with several.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        device: str,
+        *,
+        input_name: str,
+        row_shape: tuple[int, ...],
+        dtype: Any,
+        outputs: Sequence[Output],
+        sizes: Sequence[int],
+        graphs: bool = False,
+    ) -> None:
+        ort = import_onnxruntime()
+        self._session = session
+        # Two runs at once would write to the same buffers.
+        self._lock = threading.Lock()
+        self._buffers = {}
+        for number, size in enumerate(sizes):
+            x = ort.OrtValue.ortvalue_from_shape_and_type((size, *row_shape), np.dtype(dtype), device, 0)
+            results = [
+                ort.OrtValue.ortvalue_from_shape_and_type((size, *o.row_shape), np.dtype(o.dtype), device, 0)
+                for o in outputs
+            ]
+            binding = session.io_binding()
+            binding.bind_ortvalue_input(input_name, x)
+            for output, result in zip(outputs, results, strict=True):
+                binding.bind_ortvalue_output(output.name, result)
+            options = _run_options(ort, _FIRST_GRAPH + number) if graphs else None
+            self._buffers[size] = (x, results, binding, options)
+        self.other_sizes = _run_options(ort, _NO_GRAPH) if graphs else None
+
+    def __contains__(self, size: int) -> bool:
+        """Whether there are buffers for batches of ``size``."""
+        return size in self._buffers
+
+    def run(self, x: np.ndarray) -> list[np.ndarray]:
+        """Run on ``x``, C-contiguous ``(size, *row_shape)``; the results are copies.
+
+        Raises
+        ------
+        Exception
+            Whatever ONNX Runtime raises.
+        """
+        given, results, binding, options = self._buffers[len(x)]
+        with self._lock:
+            given.update_inplace(x)
+            self._session.run_with_iobinding(binding, options)
+            # On the CPU, ``numpy()`` is a view of the buffer, which the next run overwrites.
+            return [np.array(result.numpy()) for result in results]
+
+
+def _run_options(ort: Any, graph: int) -> Any:
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options

@@ -1,0 +1,69 @@
+"""Bound runs give what plain runs give. On the CPU here; tests/gpu has the same with CUDA graphs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from serving.bound_runs import BoundRuns, Output
+from serving.bundle import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, read_bundle
+from serving.runtime import open_session
+from tests.bundles import make_bundle, random_rows
+
+OUTPUTS = [
+    Output(PROBABILITIES, (10,), np.float32),
+    Output(CLUSTER, (), np.int64),
+    Output(NOVELTY, (), np.float32),
+]
+
+
+@pytest.fixture(scope="module", params=["uint8", "float32"])
+def session_and_dtype(request, tmp_path_factory):
+    path = make_bundle(tmp_path_factory.mktemp("bound"), dtype=request.param, novelty=True)
+    return open_session(read_bundle(path).graph, "cpu", 1), request.param
+
+
+@pytest.fixture
+def bound(session_and_dtype):
+    session, dtype = session_and_dtype
+    return BoundRuns(
+        session,
+        "cpu",
+        input_name=INPUT_NAME,
+        row_shape=(8, 8),
+        dtype=dtype,
+        outputs=OUTPUTS,
+        sizes=(1, 4, 16),
+    )
+
+
+def plain(session, x):
+    return session.run([output.name for output in OUTPUTS], {INPUT_NAME: x})
+
+
+def test_every_size_gives_what_a_plain_run_gives_again_and_again(session_and_dtype, bound):
+    session, dtype = session_and_dtype
+    kept = []
+    for seed in range(6):
+        for size in (1, 4, 16):
+            x = random_rows(size, dtype=dtype, seed=seed)
+            kept.append((bound.run(x), plain(session, x)))
+    for found, expected in kept:  # only now: later runs must not have written into earlier results
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert a.dtype == b.dtype
+
+
+def test_it_knows_its_sizes(bound):
+    assert 4 in bound
+    assert 5 not in bound
+
+
+def test_threads_do_not_mix_their_batches(session_and_dtype, bound):
+    session, dtype = session_and_dtype
+    batches = [random_rows(16, dtype=dtype, seed=seed) for seed in range(60)]
+    with ThreadPoolExecutor(4) as threads:
+        for found, x in zip(threads.map(bound.run, batches), batches, strict=True):
+            np.testing.assert_array_equal(found[1], plain(session, x)[1])
