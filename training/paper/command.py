@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
+from serving.configuration import load_settings
 from serving.files import write_atomically
+from training.allocator import keep_freed_memory
 from training.paper.crew import carry_out_all, only_one
 from training.paper.datasets import DATASETS, MissingData, find
 from training.paper.order import TABLES, Order
 from training.paper.plan import Table, choose, jobs
 from training.paper.render import load, render
+from training.paper.settings import PaperSettings, spread
 
 
 class UnfinishedTable(ArithmeticError):
     """Some runs of a table failed; the message tells which and why."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What was asked for on the command line; ``None``: all there is."""
+def paper(arguments: Sequence[str]) -> None:
+    """Run ``nvisa-train paper``."""
+    from training.progress import TerminalProgress
 
-    table: str
-    quick: bool
-    data: Path
-    output: Path
-    datasets: Sequence[str] | None = None
-    methods: Sequence[str] | None = None
-    seeds: Sequence[int] | None = None
-    n_jobs: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    settings = load_settings(PaperSettings, spread(arguments))
+    keep_freed_memory()
+    say = TerminalProgress().say
+    if settings.what == "figures":
+        from training.paper.figures import draw_figures
+
+        for picture in draw_figures(settings, say):
+            print(f"picture written to {picture}")
+        return
+    path = make_table(settings, say)
+    print(path.read_text())
+    print(f"table written to {path}")
 
 
-def make_table(choice: Choice, say: Callable[[str], None]) -> Path:
+def make_table(settings: PaperSettings, say: Callable[[str], None]) -> Path:
     """Carry out the runs of a table that are not there yet, and write all that are as Markdown.
 
     Returns
@@ -49,13 +54,13 @@ def make_table(choice: Choice, say: Callable[[str], None]) -> Path:
     UnfinishedTable
         If runs failed; the table is written without them.
     """
-    table = TABLES[choice.table](choice.quick)
-    folder = choice.output / table.name
-    orders = orders_of(choice, say)
+    table = TABLES[settings.what](settings.quick)
+    folder = settings.output / table.name
+    orders = orders_of(settings, settings.what, say)
     folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder):
-        failures = carry_out_all(orders, choice.n_jobs, say)
-        path = write_table(table, choice.output)
+        failures = carry_out_all(orders, settings.jobs, say)
+        path = write_table(table, settings.output)
     if failures:
         raise UnfinishedTable(
             f"{len(failures)} runs failed, and are tried again next time: {'; '.join(failures)}"
@@ -70,28 +75,28 @@ def write_table(table: Table, output: Path) -> Path:
     return path
 
 
-def orders_of(choice: Choice, say: Callable[[str], None]) -> list[Order]:
-    """The runs that were asked for, of data sets that are there."""
-    table = TABLES[choice.table](choice.quick)
-    keys = choose("methods", [method.key for method in table.methods], choice.methods)
-    names = choose("datasets", table.datasets, choice.datasets)
+def orders_of(settings: PaperSettings, name: str, say: Callable[[str], None]) -> list[Order]:
+    """The runs of the table called ``name`` that were asked for, of data sets that are there."""
+    table = TABLES[name](settings.quick)
+    keys = choose("methods", [method.key for method in table.methods], settings.methods)
+    names = choose("datasets", table.datasets, settings.datasets)
     present = []
-    for name in names:
+    for dataset in names:
         try:
-            find(DATASETS[name], choice.data)
+            find(DATASETS[dataset], settings.data)
         except MissingData as error:
             say(str(error))
         else:
-            present.append(DATASETS[name])
+            present.append(DATASETS[dataset])
     if not present:
-        raise ValueError(f"--data {choice.data}: none of {', '.join(names)} is there")
+        raise ValueError(f"--data {settings.data}: none of {', '.join(names)} is there")
     table = replace(
         table,
-        seeds=table.seeds if choice.seeds is None else tuple(dict.fromkeys(choice.seeds)),
+        seeds=table.seeds if settings.seeds is None else tuple(dict.fromkeys(settings.seeds)),
         methods=tuple(method for method in table.methods if method.key in keys),
     )
-    place = {"data": choice.data, "folder": choice.output / table.name, "device": choice.device}
+    place = {"data": settings.data, "folder": settings.output / table.name, "device": settings.device}
     return [
-        Order(choice.table, choice.quick, job.dataset.name, job.method.key, job.seed, **place)  # type: ignore[arg-type]
+        Order(name, settings.quick, job.dataset.name, job.method.key, job.seed, **place)  # type: ignore[arg-type]
         for job in jobs(table, present)
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ import numpy as np
 from training import inference
 from training.checkpoint import read_json
 from training.fitted import FIT_FILE, Fitted
-from training.paper.annealing_settings import Setting, settings
-from training.paper.command import Choice, UnfinishedTable, orders_of, write_table
+from training.paper.annealing_settings import Setting
+from training.paper.annealing_settings import settings as all_settings
+from training.paper.command import UnfinishedTable, orders_of, write_table
 from training.paper.crew import carry_out_all, only_one
 from training.paper.curves import plot_losses, plot_settings
 from training.paper.datasets import DATASETS, Rows, read
 from training.paper.order import TABLES, Order
 from training.paper.panels import plot_sample_panels
+from training.paper.settings import PaperSettings
 from training.precision import resolve_device
 from training.report import plot_latent
 
@@ -32,8 +33,8 @@ POINTS, QUICK_POINTS = 20_000, 3_000
 Say = Callable[[str], None]
 
 
-def draw_figures(choice: Choice, say: Say) -> list[Path]:
-    """Draw the figures into ``choice.output / "figures"`` (``figures-quick``); returns the pictures.
+def draw_figures(settings: PaperSettings, say: Say) -> list[Path]:
+    """Draw the figures into ``settings.output / "figures"`` (``figures-quick``); returns the pictures.
 
     Figures 2 to 4 are of the first seed's runs of Table II, Fig. 5(b) of all seeds of its own runs. Runs that
     are not there yet are carried out first.
@@ -45,28 +46,28 @@ def draw_figures(choice: Choice, say: Say) -> list[Path]:
     UnfinishedTable
         If runs failed.
     """
-    if choice.methods is not None or choice.datasets not in (None, ["mnist"]):
+    if settings.methods is not None or settings.datasets not in (None, ["mnist"]):
         raise ValueError("figures are of MNIST and of fixed methods: leave --methods and --datasets away")
-    second = orders_of(replace(choice, table="table2"), say)
+    second = orders_of(settings, "table2", say)
     first = second[0].seed
     second = [order for order in second if order.seed == first and order.job.method.baseline is None]
-    fifth = orders_of(replace(choice, table="figure5"), say)
+    fifth = orders_of(settings, "figure5", say)
     failures = []
     for orders in (second, fifth):
         orders[0].folder.mkdir(parents=True, exist_ok=True)
         with only_one(orders[0].folder):
-            failures += carry_out_all(orders, choice.n_jobs, say)
-            write_table(TABLES[orders[0].table](choice.quick), choice.output)
+            failures += carry_out_all(orders, settings.jobs, say)
+            write_table(TABLES[orders[0].table](settings.quick), settings.output)
     if failures:
         raise UnfinishedTable(f"runs failed, and are tried again next time: {'; '.join(failures)}")
-    folder = choice.output / ("figures-quick" if choice.quick else "figures")
+    folder = settings.output / ("figures-quick" if settings.quick else "figures")
     by_key = {order.method: order for order in second}
-    rows = read(DATASETS["mnist"], choice.data)
+    rows = read(DATASETS["mnist"], settings.data)
     return [
         _figure_2(folder / "figure-2-loss.png", second),
         _figure_3(folder / "figure-3-samples.png", by_key),
-        *_figure_4(folder, by_key, rows, QUICK_POINTS if choice.quick else POINTS, say),
-        _figure_5(folder / "figure-5b-annealing.png", choice.quick, fifth),
+        *_figure_4(folder, by_key, rows, QUICK_POINTS if settings.quick else POINTS, say),
+        _figure_5(folder / "figure-5b-annealing.png", settings.quick, fifth),
     ]
 
 
@@ -124,7 +125,7 @@ def _figure_5(path: Path, quick: bool, orders: list[Order]) -> Path:
     for order in orders:
         value = _acc(read_json(order.result))
         found.setdefault(order.method, []).extend([] if value is None else [value])
-    firsts, everies = settings(quick)
+    firsts, everies = all_settings(quick)
 
     def panel(chosen: list[Setting], value: Callable[[Setting], float]) -> dict[float, list[float]]:
         return {value(setting): found.get(setting.key, []) for setting in chosen}

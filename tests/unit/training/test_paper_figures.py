@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,14 +9,14 @@ from PIL import Image
 from tests.papers import TINY, tiny_table, write_mnist
 from training.checkpoint import read_json
 from training.paper import annealing_settings, figures, order, runs
-from training.paper.command import Choice
 from training.paper.plan import Method
+from training.paper.settings import PaperSettings
 
 SETTINGS = ([annealing_settings.Setting(first, 1) for first in (0.5, 1.0)],) * 2
 
 
 @pytest.fixture
-def choice(tmp_path, monkeypatch) -> Choice:
+def choice(tmp_path, monkeypatch) -> PaperSettings:
     write_mnist(tmp_path / "data" / "mnist", side=8)
     runs._rows.cache_clear()
 
@@ -32,8 +30,10 @@ def choice(tmp_path, monkeypatch) -> Choice:
         order.TABLES, "table2", lambda quick: tiny_table("table2", *second, method("enum", **wild))
     )
     monkeypatch.setitem(order.TABLES, "figure5", lambda quick: tiny_table("figure5", *fifth))
-    monkeypatch.setattr(figures, "settings", lambda quick: SETTINGS)
-    return Choice("figures", False, tmp_path / "data", tmp_path / "out", seeds=(4, 5), device="cpu")
+    monkeypatch.setattr(figures, "all_settings", lambda quick: SETTINGS)
+    return PaperSettings(
+        what="figures", data=tmp_path / "data", output=tmp_path / "out", seeds=[4, 5], device="cpu"
+    )
 
 
 def test_all_figures_are_drawn_and_a_diverged_run_is_left_out(choice):
@@ -65,6 +65,6 @@ def test_all_figures_are_drawn_and_a_diverged_run_is_left_out(choice):
 
 def test_figures_have_methods_and_data_of_their_own(choice):
     with pytest.raises(ValueError, match="leave --methods and --datasets away"):
-        figures.draw_figures(replace(choice, methods=["enum"]), lambda _: None)
+        figures.draw_figures(choice.model_copy(update={"methods": ["enum"]}), lambda _: None)
     with pytest.raises(ValueError, match="leave --methods and --datasets away"):
-        figures.draw_figures(replace(choice, datasets=["fashion-mnist"]), lambda _: None)
+        figures.draw_figures(choice.model_copy(update={"datasets": ["fashion-mnist"]}), lambda _: None)

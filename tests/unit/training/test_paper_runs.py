@@ -18,9 +18,10 @@ from training.divergence import DivergedError
 from training.fitted import Fitted
 from training.inference import probabilities
 from training.paper import crew, order, runs
-from training.paper.command import Choice, UnfinishedTable, make_table
+from training.paper.command import UnfinishedTable, make_table
 from training.paper.datasets import DATASETS, read
 from training.paper.plan import Method
+from training.paper.settings import PaperSettings
 
 
 @pytest.fixture
@@ -30,13 +31,13 @@ def data(tmp_path) -> Path:
 
 
 @pytest.fixture
-def choice(data, tmp_path, monkeypatch) -> Choice:
+def choice(data, tmp_path, monkeypatch) -> PaperSettings:
     monkeypatch.setitem(order.TABLES, "table2", lambda quick: tiny_table())
     runs._rows.cache_clear()
-    return Choice("table2", False, data, tmp_path / "out", device="cpu")
+    return PaperSettings(what="table2", data=data, output=tmp_path / "out", device="cpu")
 
 
-def results(choice: Choice) -> dict[str, dict]:
+def results(choice: PaperSettings) -> dict[str, dict]:
     return {path.stem: read_json(path) for path in (choice.output / "table2" / "mnist").glob("*.json")}
 
 
@@ -216,12 +217,11 @@ def test_baselines_get_rows_and_configuration_but_no_labels(choice, data, monkey
 
 
 def test_names_that_are_not_there_are_refused(choice):
-    from dataclasses import replace
 
     with pytest.raises(ValueError, match=r"--methods: there is no 'kmean'; there are enum, vimco-annealed"):
-        make_table(replace(choice, methods=["kmean"]), lambda _: None)
+        make_table(choice.model_copy(update={"methods": ["kmean"]}), lambda _: None)
     with pytest.raises(ValueError, match=r"--datasets: there is no 'stl10'; there are mnist"):
-        make_table(replace(choice, datasets=["stl10"]), lambda _: None)
+        make_table(choice.model_copy(update={"datasets": ["stl10"]}), lambda _: None)
 
 
 def test_runs_of_different_data_do_not_share_a_table(choice, data):
