@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from serving.bundle import read_bundle
 from serving.engine import OnnxEngine
@@ -62,3 +63,11 @@ def test_tritonclient_comes_in_with_tls_and_a_token_in_either_header(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("answered\nanswered\n")
     assert "UNAUTHENTICATED" in ended.stdout
+
+
+@pytest.mark.parametrize("first", ["tritonclient.grpc", "serving.client.cli"])
+def test_our_client_and_theirs_live_in_one_process(first):
+    # Whoever describes inference.GRPCInferenceService a second time fails at import: only the server does.
+    code = f"import {first}; import tritonclient.grpc, serving.client.cli, serving.labelling.cli"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-300:]

@@ -74,6 +74,14 @@ def test_answers_are_the_in_process_engines(repository, stub, model, shape, dtyp
     np.testing.assert_allclose(np.frombuffer(reply.confidences_data, "<f4"), probabilities.max(axis=1))
 
 
+def test_messages_over_grpcs_four_megabytes_pass_without_a_setting(repository, stub):
+    rows = random_rows(65_536)
+    assert rows.nbytes >= 4 << 20
+    reply = stub.Assign(request(rows), timeout=TIMEOUT)
+    expected = OnnxEngine(read_bundle(repository / "toy" / "1"), "cpu").assign(rows)
+    np.testing.assert_array_equal(np.frombuffer(reply.clusters_data, "<i8"), expected.clusters)
+
+
 def test_many_callers_at_once_each_get_their_own_answer(repository, stub):
     engine = OnnxEngine(read_bundle(repository / "toy" / "1"), "cpu")
     inputs = [random_rows(1 + i % 5, seed=i) for i in range(200)]
