@@ -70,3 +70,14 @@ def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make ([a-z-]+)", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_tests_that_are_named_are_there():
+    named = re.findall(r"`(\w+/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "tests" / "README.md").read_text())
+    assert len(named) > 30
+    for path, name in named:
+        assert (
+            f"def {name}(" in (ROOT / "tests" / path).read_text()
+            if name
+            else (ROOT / "tests" / path).exists()
+        )
