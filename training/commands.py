@@ -121,6 +121,7 @@ def export(arguments: Sequence[str]) -> None:
         settings.output,
         with_novelty=settings.with_novelty,
         backbone=settings.backbone,
+        half=settings.half,
     )
     parity = manifest.parity
     print(

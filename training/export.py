@@ -6,6 +6,7 @@ import copy
 import logging
 import subprocess
 import warnings
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -33,14 +34,27 @@ from serving.bundle import (
 from serving.runtime import import_onnxruntime
 from training.end_to_end import compose_with
 from training.fitted import Fitted
+from training.half import to_half
 from training.inference import probabilities
 from training.model import NVISAModel
 from training.novelty import SCORE, NoveltyHead, Ranks, calibrate, cost_ratio, novelty, terms
 
 OPSET = 18
-MAX_DIFFERENCE = 1e-4
-# Argmax may flip where two clusters are within rounding of each other: for one row in a thousand, or one.
-MAX_FLIPPED = 0.001
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a graph may be from torch: in a probability, and in the share of rows whose argmax flips.
+
+    It may flip where two clusters are within rounding of each other; one row always may.
+    """
+
+    difference: float
+    flipped: float
+
+
+FLOAT32 = Limits(difference=1e-4, flipped=0.001)
+FLOAT16 = Limits(difference=0.05, flipped=0.01)
 # Rounding of an energy of thousands of nats, where the training rows are densest.
 MAX_NOVELTY_DIFFERENCE = 5e-3
 
@@ -110,7 +124,13 @@ def _output_names(ranks: Ranks | None) -> tuple[str, ...]:
     return (PROBABILITIES, CLUSTER) if ranks is None else (PROBABILITIES, CLUSTER, NOVELTY)
 
 
-def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray, features: np.ndarray | None = None) -> Parity:
+def check_parity(
+    fitted: Fitted,
+    graph: bytes,
+    x: np.ndarray,
+    features: np.ndarray | None = None,
+    limits: Limits = FLOAT32,
+) -> Parity:
     """Compare the graph, under ONNX Runtime on the CPU, with torch on rows ``x``.
 
     ``features`` are what torch gets in their place, where the graph begins with a backbone.
@@ -118,7 +138,7 @@ def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray, features: np.ndarr
     Raises
     ------
     ExportError
-        If probabilities differ by more than 1e-4 or the argmax on more than 0.1 % of the rows.
+        If they differ by more than ``limits``.
     """
     session = _session(graph)
     expected = probabilities(fitted.model, x if features is None else features)
@@ -129,11 +149,11 @@ def check_parity(fitted: Fitted, graph: bytes, x: np.ndarray, features: np.ndarr
     difference = max(float(np.abs(found - expected).max()), float(np.abs(alone - expected[:1]).max()))
     flipped = int((clusters != expected.argmax(1)).sum())
     equal = 1 - flipped / len(x)
-    if not difference <= MAX_DIFFERENCE or flipped > max(1, MAX_FLIPPED * len(x)):
+    if not difference <= limits.difference or flipped > max(1, limits.flipped * len(x)):
         raise ExportError(
             f"the graph differs from torch by up to {difference:.3g} in probability and agrees on "
-            f"{100 * equal:.2f} % of {len(x)} rows (allowed: {MAX_DIFFERENCE:g} and all but "
-            f"{100 * MAX_FLIPPED:g} %): not exported"
+            f"{100 * equal:.2f} % of {len(x)} rows (allowed: {limits.difference:g} and all but "
+            f"{100 * limits.flipped:g} %): not exported"
         )
     return Parity(max_abs_difference=difference, equal_argmax_share=equal, rows=len(x))
 
@@ -160,7 +180,12 @@ def check_novelty(
 
 
 def export(
-    fitted: Fitted, output: Path, *, with_novelty: bool = False, backbone: str | None = None
+    fitted: Fitted,
+    output: Path,
+    *,
+    with_novelty: bool = False,
+    backbone: str | None = None,
+    half: bool = False,
 ) -> Manifest:
     """Write the bundle ``output`` (``.../<name>/<version>``) and return its manifest.
 
@@ -172,11 +197,15 @@ def export(
     backbone
         Of which the run's features are: the graph then begins with it and takes images, see
         `training.end_to_end`. It is checked on images that the run holds, beside the check on features.
+    half
+        Matrix products in float16. Parity is of the graph that is written: it says how many rows change
+        cluster; up to 1 % may.
 
     Raises
     ------
     ExportError
-        If the path does not name a model and a version, or parity fails.
+        If the path does not name a model and a version, or parity fails; or if ``half`` and ``with_novelty``
+        are asked for together: novelty ranks energies of thousands of nats, too large for float16.
     BackboneError
         If ``backbone`` cannot be read or is not the one of the run's features.
     BundleError
@@ -190,8 +219,10 @@ def export(
         raise BundleError(f"{output} already exists; versions are never overwritten, export to the next one")
     ranks = None
     if with_novelty:
+        if half:
+            raise ExportError("float16 is too coarse for novelty; leave --half or --with-novelty away")
         ranks = fitted.rows.ranks or calibrate(fitted.model, fitted.rows.sample)
-    graph = to_onnx(fitted, ranks)
+    graph, whole = to_onnx(fitted, ranks), None
     parity = check_parity(fitted, graph, fitted.rows.sample)
     difference = check_novelty(fitted, graph, fitted.rows.sample, ranks) if ranks is not None else None
     spec, opset, cost = fitted.spec, OPSET, 0
@@ -201,6 +232,10 @@ def export(
         parity = check_parity(fitted, graph, whole.examples, whole.features)
         if ranks is not None:
             difference = check_novelty(fitted, graph, whole.examples, ranks, whole.features)
+    if half:
+        graph = to_half(graph)
+        rows, features = (whole.examples, whole.features) if whole else (fitted.rows.sample, None)
+        parity = check_parity(fitted, graph, rows, features, FLOAT16)
     reference = fitted.rows.reference
     manifest = Manifest(
         schema_version=1 if ranks is None else 2,

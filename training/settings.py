@@ -154,6 +154,10 @@ class ExportSettings(LayeredSettings):
         description="the backbone that the run's features are of, an ONNX file or torchvision:NAME; the "
         "bundle then takes images",
     )
+    half: bool = Field(
+        False,
+        description="matrix products in float16, for GPUs; the command says how many rows change cluster",
+    )
 
 
 class ReportSettings(LayeredSettings):

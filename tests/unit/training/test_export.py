@@ -53,6 +53,38 @@ def test_bundle_serves_what_torch_computes(kind, request, tmp_path):
     assert manifest.input == fitted.spec
 
 
+@pytest.fixture(scope="module")
+def large_features():
+    """Features that float16 cannot hold; they are scaled within the graph."""
+    x = np.random.default_rng(0).standard_normal((64, 6)) * [1, 10, 1e6, 1, 1, 0.1] + 3
+    return fitted_on(x.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["images", "features", "large_features"])
+def test_products_in_float16_give_the_same_clusters(kind, request, tmp_path):
+    fitted = request.getfixturevalue(kind)
+    manifest = export(fitted, tmp_path / "toy" / "1", half=True)
+    bundle = read_bundle(tmp_path / "toy" / "1")
+    graph = onnx.load_from_string(bundle.graph).graph
+    halves = {value.name for value in graph.initializer if value.data_type == onnx.TensorProto.FLOAT16}
+    products = [node for node in graph.node if node.op_type in ("Gemm", "MatMul")]
+    assert products
+    assert all(halves.intersection(node.input) for node in products)
+    expected = probabilities(fitted.model, fitted.rows.sample)
+    found = OnnxEngine(bundle, "cpu").assign(fitted.rows.sample)
+    assert found.probabilities.dtype == np.float32
+    difference = np.abs(found.probabilities - expected).max()
+    assert 1e-6 < difference < 0.01  # it is float16, and good enough
+    assert manifest.parity.max_abs_difference == pytest.approx(difference, rel=1e-3)
+    assert manifest.parity.equal_argmax_share == (found.clusters == expected.argmax(1)).mean()
+
+
+def test_float16_and_novelty_do_not_go_together(images, tmp_path):
+    with pytest.raises(ExportError, match="too coarse for novelty"):
+        export(images, tmp_path / "toy" / "1", half=True, with_novelty=True)
+    assert not (tmp_path / "toy").exists()
+
+
 @pytest.mark.parametrize("kind", ["images", "features"])
 def test_novelty_is_served_as_torch_computes_it(kind, request, tmp_path):
     fitted = request.getfixturevalue(kind)
