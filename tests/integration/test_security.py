@@ -172,9 +172,10 @@ def test_loading_and_unloading_take_the_role_admin(channel):
         code, details = refusal(lambda call=call: call(b"", metadata=bearer(INFERENCE), timeout=TIMEOUT))
         assert code is CODE.PERMISSION_DENIED
         assert "admin" in details
-        # The server has no such RPC yet: whoever may call it is told so.
-        code, _ = refusal(lambda call=call: call(b"", metadata=bearer(ADMIN), timeout=TIMEOUT))
-        assert code is CODE.UNIMPLEMENTED
+        # This server's models stay as they are: whoever might change them is told so.
+        code, details = refusal(lambda call=call: call(b"", metadata=bearer(ADMIN), timeout=TIMEOUT))
+        assert code is CODE.FAILED_PRECONDITION
+        assert "--model-control explicit" in details
 
 
 def test_without_a_token_no_request_is_waited_for_or_read(channel):
