@@ -34,7 +34,8 @@ def matched_rows(counts: np.ndarray) -> int:
             length = np.concatenate(([_FAR], cost[here - 1] - u[here] - v[1:]))
             better = ~seen & (length < shortest)
             shortest[better], came_from[better] = length[better], column
-            nearest = int(np.argmin(np.where(seen, _FAR, shortest)))
+            # Of several as near one that is free: the search ends there.
+            nearest = int(np.argmin(np.where(seen, 2 * _FAR, 2 * shortest + (row_of != 0))))
             step = shortest[nearest]
             u[row_of[seen]] += step
             v[seen] -= step

@@ -16,8 +16,8 @@ from serving.version_metrics import ShadowMetrics
 
 log = logging.getLogger(__name__)
 
-# With more pairs of clusters than this they are compared by their ids alone: the counts of pairs are added
-# up after every run, and matched at every scrape.
+# With more pairs of clusters than this (256 by 256) they are compared by their ids alone: pairs are added up
+# after every run, and matched at every scrape.
 MOST_PAIRS = 1 << 16
 
 

@@ -15,7 +15,7 @@ def route(share=0.05):
 
 def test_places_are_blake2_so_that_every_process_has_the_same():
     # `printf r-1 | b2sum -l 64`, over 2^64.
-    assert place("r-1") == 0x7d99a80e76bbad0e / 2**64
+    assert place("r-1") == 0x7D99A80E76BBAD0E / 2**64
     assert 0 <= place("\ud800") < 1
 
 
