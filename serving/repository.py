@@ -17,6 +17,7 @@ from serving.errors import NotReady, ServingError
 from serving.labels import LabelsError
 from serving.limits import batch_limits
 from serving.loading import BuildEngine, Loaded, load_model, onnx_engine
+from serving.memory import give_back
 from serving.metrics import Metrics
 from serving.models import STATES, Catalogue, Model, ModelState
 from serving.router import Router
@@ -291,6 +292,7 @@ class Repository:
                 extra = {"model": model.name, "version": model.version}
                 log.warning("unloaded, calls in flight were cut off", extra=extra)
         model.batcher = model.engine = model.metrics = None
+        await in_thread(give_back, "memory")
 
     def _batcher_ended(self, model: Model, task: asyncio.Task[None]) -> None:
         if not (model.retiring or self._closing or self.died.done()):

@@ -100,6 +100,12 @@ async def serving(path, build_engine=numbered, **settings):
         await served.repository.close()
 
 
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch):
+    """Unloads collect no garbage: that takes long in a process of tests, and frees what should be free."""
+    monkeypatch.setattr("serving.repository.give_back", lambda: None)
+
+
 @pytest.fixture
 def path(tmp_path):
     make_bundle(tmp_path / "models")
@@ -158,7 +164,7 @@ async def test_what_is_being_copied_is_not_tried_and_then_refused_once(path, tmp
         assert [record.message for record in caplog.records] == ["bundle refused"]
         assert (await served.ask())[0] == 1
         assert served.repository.find("toy", 2).state is ModelState.FAILED
-        with pytest.raises(NotReady, match="manifest.json"):
+        with pytest.raises(NotReady, match=r"manifest\.json"):
             served.repository.get("toy", 2)
         assert served.value("nvisa_model_loads_total", model="toy", version=2, outcome="failure") == 1
         assert served.value("nvisa_model_state", model="toy", version=2, state="failed") == 1

@@ -11,7 +11,9 @@ from serving.labels import LABELS_FILE
 from serving.shadow import MOST_PAIRS, Agreement
 from tests.bundles import make_bundle, random_rows
 from tests.servers import GatedEngine
-from tests.unit.serving.test_model_control import serving
+from tests.unit.serving.test_model_control import no_collection, serving
+
+__all__ = ["no_collection"]
 
 SHADOW = {"model": "toy", "version": 2}
 ORDER = np.array([3, 0, 2, 9, 1, 4, 8, 6, 7, 5])
