@@ -11,9 +11,7 @@ from serving.labels import LABELS_FILE
 from serving.shadow import MOST_PAIRS, Agreement
 from tests.bundles import make_bundle, random_rows
 from tests.servers import GatedEngine
-from tests.unit.serving.test_model_control import no_collection, serving
-
-__all__ = ["no_collection"]
+from tests.unit.serving.served import serving
 
 SHADOW = {"model": "toy", "version": 2}
 ORDER = np.array([3, 0, 2, 9, 1, 4, 8, 6, 7, 5])
