@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -43,6 +44,8 @@ async def _serve(settings: ServerSettings) -> int:
     from serving.errors import StartError
     from serving.server import Server
 
+    # What has been imported stays for good: the garbage collector need not look through it ever again.
+    gc.freeze()
     try:
         server = Server(settings)
         server.handle_signals()

@@ -39,6 +39,10 @@ class Forbidden(ServingError):
     """The caller's token is known, and not good for this method."""
 
 
+class Refused(ServingError):
+    """What an administrator asks for cannot be done; another try helps only once something has changed."""
+
+
 class DeadlinePassed(ServingError):
     """The caller's deadline passed while its rows waited; they were not computed."""
 
@@ -65,6 +69,7 @@ STATUS_CODES: dict[type[ServingError], grpc.StatusCode] = {
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     NotReady: grpc.StatusCode.UNAVAILABLE,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Refused: grpc.StatusCode.FAILED_PRECONDITION,
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     Forbidden: grpc.StatusCode.PERMISSION_DENIED,

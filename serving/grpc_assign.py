@@ -15,9 +15,11 @@ from serving.grpc_stream import answer_stream
 from serving.inputs import check_dtype, from_bytes, from_numbers
 from serving.metrics import Metrics
 from serving.model_messages import DATA_TYPES, describe
+from serving.models import Model
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceServicer
 from serving.repository import Repository
+from serving.request_ids import id_in_metadata, new_id
 from serving.rpc import deadline_ns
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ClusterService"]
@@ -54,19 +56,22 @@ class ClusterService(ClusterServiceServicer):
     async def AssignStream(self, requests: object, context: grpc.aio.ServicerContext) -> None:
         """Assign batch after batch, each answered when it is done."""
         deadline = deadline_ns(context)
+        key = id_in_metadata(context) or new_id()  # all messages go to one version, while labels stay
         await answer_stream(
             context,
-            lambda request: self._assign(request, deadline, wait_for_room=True),
+            lambda request: self._assign(request, deadline, wait_for_room=True, key=key),
             most_bytes=self._limits.max_message_bytes,
             draining=self._draining,
             count=self._metrics.stream_message,
         )
 
     async def _assign(
-        self, request: pb.AssignRequest, deadline: int | None, *, wait_for_room: bool = False
+        self, request: pb.AssignRequest, deadline: int | None, *, wait_for_room: bool = False, key: str = ""
     ) -> pb.AssignResponse:
         start = time.perf_counter_ns()
-        model = self._repository.get(request.model_name, request.model_version)
+        model = self._repository.get(
+            request.model_name, request.model_version, request.model_label, key or request.request_id
+        )
         if request.want_novelty:
             check_novelty(model.manifest)
         x = read_tensor(model.manifest.input, request.input)
@@ -93,17 +98,19 @@ class ClusterService(ClusterServiceServicer):
         self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetModelResponse:
         """Describe one model."""
-        model = self._repository.find(request.model_name, request.model_version)
-        default = self._repository.find(request.model_name)
-        return pb.GetModelResponse(model=describe(model, model is default), limits=self._limits)
+        model = self._repository.find(request.model_name, request.model_version, request.model_label)
+        return pb.GetModelResponse(model=self._describe(model), limits=self._limits)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
         """Describe every model."""
-        repository = self._repository
-        models = [describe(model, model is repository.find(model.name)) for model in repository.models()]
+        models = [self._describe(model) for model in self._repository.models()]
         return pb.ListModelsResponse(models=models, limits=self._limits)
+
+    def _describe(self, model: Model) -> pb.Model:
+        default = self._repository.default(model.name)
+        return describe(model, model is default, self._repository.labels_of(model))
 
 
 def check_novelty(manifest: Manifest) -> None:

@@ -12,6 +12,7 @@ from serving import grpc_assign, grpc_inference, health
 from serving.auth import Authenticator
 from serving.errors import StartError
 from serving.metrics import Metrics
+from serving.model_control import ModelControl
 from serving.pb.nvisa.v1 import cluster_pb2
 from serving.reloading import Reloaded
 from serving.repository import Repository
@@ -31,6 +32,7 @@ _HEALTH_MESSAGE_BYTES = 4096
 def build_grpc_server(
     settings: ServerSettings,
     repository: Repository,
+    control: ModelControl,
     metrics: Metrics,
     health_service: health.HealthService,
     is_ready: Callable[[], bool],
@@ -58,7 +60,7 @@ def build_grpc_server(
         max_batch_rows=settings.max_batch_rows,
     )
     cluster_service = grpc_assign.ClusterService(repository, limits, metrics, draining)
-    inference_service = grpc_inference.InferenceService(repository, is_ready)
+    inference_service = grpc_inference.InferenceService(repository, is_ready, control)
     server.add_generic_rpc_handlers(
         (
             service_handler(grpc_assign.SERVICE, cluster_service, metrics, tracing),

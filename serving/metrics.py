@@ -10,6 +10,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from serving.bundle import Manifest
 from serving.cluster_metrics import ClusterCollector, ClusterTally
+from serving.version_metrics import VersionMetrics
 
 # From 50 microseconds, as a small model answers in less than a millisecond, to 10 seconds.
 SECONDS = (
@@ -111,10 +112,12 @@ class Metrics:
         self.ready = Gauge("nvisa_ready", "1 while the server takes requests", registry=registry)
         self._clusters = ClusterCollector()
         registry.register(self._clusters)
+        self.versions = VersionMetrics(registry)
         self._of_models = (
             *(self.rows, self.executions, self.padding_rows, self.failed_executions, self.dropped_rows),
             *(self.queue_rows, self.queue_limit_rows, self.queue_seconds, self.inference_seconds),
             *(self._info, self._state, self._on_cuda),
+            *self.versions.of_models,
         )
         self._by_call: dict[tuple[str, str], Counter] = {}
         self._by_method: dict[str, Histogram] = {}
@@ -194,8 +197,10 @@ class ModelMetrics:
         }
         self._queue_rows = metrics.queue_rows.labels(*labels)
         self._queue_limit_rows = metrics.queue_limit_rows.labels(*labels)
+        self.rows_waiting: Callable[[], int] = lambda: 0
 
     def watch_queue(self, rows: Callable[[], int], limit: int) -> None:
         """Read the queue's depth from ``rows`` whenever Prometheus asks; ``limit`` rows may wait."""
+        self.rows_waiting = rows
         self._queue_rows.set_function(rows)
         self._queue_limit_rows.set(limit)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from serving.bundle import Manifest
+from serving.models import Model, ModelState
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
-from serving.repository import Model, ModelState
 
 DATA_TYPES = {"uint8": pb.DATA_TYPE_UINT8, "float32": pb.DATA_TYPE_FLOAT32}
 _STATES = {
@@ -14,7 +16,7 @@ _STATES = {
 }
 
 
-def describe(model: Model, is_default: bool) -> pb.Model:
+def describe(model: Model, is_default: bool, labels: Sequence[str] = ()) -> pb.Model:
     """Everything known of ``model``; its name, version and state only while it is not loaded."""
     message = pb.Model(
         name=model.name,
@@ -22,6 +24,7 @@ def describe(model: Model, is_default: bool) -> pb.Model:
         is_default=is_default,
         state=_STATES[model.state],
         state_reason=model.reason,
+        labels=labels,
     )
     if model.manifest is not None and model.engine is not None:
         message.device = model.engine.device

@@ -1,69 +1,36 @@
-"""The models that a server has: found at start, loaded, warmed, and handed out by name and version."""
+"""The models that a server has: loaded, warmed, switched and handed out by name, version and label."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
+import weakref
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from serving.background import in_thread
 from serving.batcher import Batcher
-from serving.bundle import Bundle, BundleError, Manifest, find_bundles, read_bundle
-from serving.engine import Engine, EngineError, OnnxEngine
-from serving.errors import NotReady, UnknownModel
-from serving.limits import BatchLimits, batch_limits, intra_op_threads
+from serving.bundle import BundleError
+from serving.engine import EngineError
+from serving.errors import NotReady, ServingError
+from serving.labels import LabelsError
+from serving.limits import batch_limits
+from serving.loading import BuildEngine, Loaded, load_model, onnx_engine
+from serving.memory import give_back
 from serving.metrics import Metrics
-from serving.runtime import Device
+from serving.models import STATES, Catalogue, Model, ModelState
+from serving.router import Router
 from serving.settings import ServerSettings
+from serving.snapshot import Fingerprint, Key, take_snapshot
 
 if TYPE_CHECKING:
     from serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
-BuildEngine = Callable[[Bundle, Device, int], Engine]
-
-
-class ModelState(StrEnum):
-    """Where a model stands between its files and the first answer."""
-
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
-
-
-STATES = tuple(ModelState)
-
-
-@dataclass(eq=False)
-class Model:
-    """One version of one model; everything after ``state`` is there once it is READY."""
-
-    name: str
-    version: int
-    path: Path
-    state: ModelState = ModelState.LOADING
-    reason: str = ""
-    manifest: Manifest | None = None
-    engine: Engine | None = None
-    batcher: Batcher | None = None
-
-
-@dataclass(frozen=True)
-class ReadyModel:
-    """A model that answers."""
-
-    manifest: Manifest
-    batcher: Batcher
-
-
-def onnx_engine(bundle: Bundle, device: Device, intra_op_threads: int) -> Engine:
-    """Build the engine of a real server: ONNX Runtime, without spinning threads."""
-    return OnnxEngine(bundle, device, intra_op_threads=intra_op_threads)
+# Longer than a caller that waits for room in a queue takes to look again.
+_ROOM_SECONDS = 0.06
 
 
 class Repository:
@@ -79,6 +46,11 @@ class Repository:
         How an engine is made of a bundle.
     tracing
         What is told of calls that have ended; or ``None``.
+
+    Attributes
+    ----------
+    found
+        What was in the repository at start.
 
     Raises
     ------
@@ -97,17 +69,19 @@ class Repository:
         self._settings = settings
         self._metrics = metrics
         self._build_engine = build_engine
-        paths = find_bundles(settings.model_repository)
-        if not paths:
+        self._loading: asyncio.Future[Loaded] | None = None
+        self._closing = False
+        self._catalogue = Catalogue()
+        self._router = Router(self._catalogue, settings, metrics)
+        self.get, self.find, self.labels_of = self._router.get, self._router.find, self._router.labels_of
+        self.found = take_snapshot(settings.model_repository)
+        if not self.found.bundles:
             raise BundleError(
                 f"model repository {settings.model_repository} has no bundle; "
                 "pass the folder above <name>/<version>/, or export a bundle there"
             )
-        self._models = [Model(path.parent.name, int(path.name), path) for path in paths]
-        self._by_name: dict[str, list[Model]] = {}
-        for model in self._models:
-            self._by_name.setdefault(model.name, []).append(model)
-            self._set_state(model, ModelState.LOADING)
+        for key, mark in self.found.bundles.items():
+            self._put(self._new(key, mark), ModelState.LOADING)
 
     def load(self) -> None:
         """Read, verify and warm every model. Slow and blocking: called in a thread.
@@ -115,127 +89,220 @@ class Repository:
         Raises
         ------
         BundleError, EngineError
-            If a model cannot be loaded; with ``allow_partial`` only if none can.
+            If a model cannot be loaded, or a labels file cannot be used; with ``allow_partial`` only if no
+            model can.
         """
-        for model in self._models:
+        for model in self._catalogue:
             try:
-                self._load(model)
+                self._fill(model, load_model(model, self._settings, self._build_engine))
             except (BundleError, EngineError) as error:
+                self._metrics.versions.loaded(*model.key, success=False)
                 model.reason = str(error)
-                self._set_state(model, ModelState.FAILED)
+                self._put(model, ModelState.FAILED)
                 if not self._settings.allow_partial:
                     raise
                 extra = {"model": model.name, "version": model.version, "why": str(error)}
                 log.error("model left out", extra=extra)
-        if all(model.state is ModelState.FAILED for model in self._models):
-            raise BundleError("no model could be loaded: " + "; ".join(m.reason for m in self._models))
+        if all(model.state is ModelState.FAILED for model in self._catalogue):
+            raise BundleError("no model could be loaded: " + "; ".join(m.reason for m in self._catalogue))
+        if not self._settings.allow_partial:
+            for name, content in self.found.labels.items():
+                try:
+                    self._router.check_labels(name, content)
+                except LabelsError as error:
+                    raise BundleError(str(error)) from error
 
     def start(self) -> None:
         """Start a batcher for every loaded model; from now on they answer. Called in the event loop."""
-        settings = self._settings
-        for model in self._models:
-            if model.engine is None or model.manifest is None:
-                continue
-            limits = batch_limits(settings, model.engine.device)
-            metrics = self._metrics.for_model(
-                model.manifest, settings.low_confidence, settings.drift_window_rows
-            )
-            name = f"{model.name}/{model.version}"
-            tracing = self._tracing
-            ended = tracing.of_model(model.name, model.version) if tracing is not None else None
-            model.batcher = Batcher(model.engine, model.manifest.input, limits, metrics, name, ended)
-            self._metrics.loaded(model.manifest, model.engine.device)
-            self._set_state(model, ModelState.READY)
+        self.died = asyncio.get_running_loop().create_future()
+        for model in self._catalogue:
+            if model.engine is not None:
+                self._start(model)
+        for name, content in self.found.labels.items():
+            self.take_labels(name, content)
+
+    async def close(self) -> None:
+        """Close every batcher, when the calls have ended."""
+        self._closing = True
+        self._router.close()
+        for batcher in self.batchers():
+            await batcher.close()
+
+    def abandon_loading(self) -> None:
+        """Load nothing more: `replace` then raises `NotReady`."""
+        self._closing = True
+        if self._loading is not None:
+            self._loading.cancel()
 
     def models(self) -> list[Model]:
         """All models, by name and version, whatever their state."""
-        return self._models
+        return list(self._catalogue)
+
+    def names(self) -> list[str]:
+        """Names of the models, sorted."""
+        return self._catalogue.names()
+
+    def versions(self, name: str) -> list[Model]:
+        """All versions of ``name``, ascending; empty if there is no such model."""
+        return self._catalogue.versions(name)
+
+    def version(self, key: Key) -> Model | None:
+        """Return one version, or ``None``."""
+        return self._catalogue.get(*key)
 
     def batchers(self) -> list[Batcher]:
         """Return the batchers of all models that answer."""
-        return [model.batcher for model in self._models if model.batcher is not None]
+        return [model.batcher for model in self._catalogue if model.batcher is not None]
 
-    def find(self, name: str, version: int = 0) -> Model:
-        """Return the model called ``name``; version 0 is the default one, the largest that did not fail.
+    def default(self, name: str) -> Model | None:
+        """Return the version that answers calls which name none, or ``None`` if there is no such version."""
+        try:
+            return self.find(name)
+        except ServingError:
+            return None
+
+    def take_labels(self, name: str, content: bytes | None) -> None:
+        """See `Router.take_labels`."""
+        self._router.take_labels(name, content)
+
+    async def replace(self, key: Key, mark: Fingerprint) -> str:
+        """Load a version beside what serves, then switch to it.
+
+        What answered as this version until then answers the calls that it has, and is freed. If the bundle
+        cannot be loaded it goes on, or the version is shown as FAILED if there was none.
+
+        Returns
+        -------
+        str
+            Why it could not be loaded; empty if it was.
 
         Raises
         ------
-        UnknownModel
-            If there is none; the message names those that there are.
-        """
-        versions = self._by_name.get(name)
-        if versions is None:
-            raise UnknownModel(f"no model {name[:128]!r}; this server has {', '.join(self._by_name)}")
-        if version == 0:
-            able = [model for model in versions if model.state is not ModelState.FAILED]
-            return (able or versions)[-1]
-        for model in versions:
-            if model.version == version:
-                return model
-        there = ", ".join(str(model.version) for model in versions)
-        raise UnknownModel(f"model {name!r} has no version {version}; it has {there}")
-
-    def get(self, name: str, version: int = 0) -> ReadyModel:
-        """Return the model that answers calls for ``name`` and ``version``.
-
-        Raises
-        ------
-        UnknownModel
-            As `find`.
         NotReady
-            If it is still loading, or could not be loaded.
+            If the server is stopping.
         """
-        model = self.find(name, version)
-        if model.state is not ModelState.READY or not (model.manifest and model.batcher):
-            reason = f": {model.reason}" if model.reason else "; try again soon"
-            raise NotReady(f"model {model.name} version {model.version} is {model.state}{reason}")
-        return ReadyModel(model.manifest, model.batcher)
+        fresh, old = self._new(key, mark), self.version(key)
+        if old is None or old.state is not ModelState.READY:
+            self._put(fresh, ModelState.LOADING)
+        try:
+            loaded = await self._load(fresh)
+            self._check_rows(old, loaded)
+        except NotReady:
+            raise
+        except Exception as error:  # whatever a bundle does, what serves goes on
+            known = isinstance(error, (BundleError, EngineError))
+            why = str(error) if known else f"{type(error).__name__}: {error}"
+            extra = {"model": key[0], "version": key[1], "why": why}
+            log.error("bundle refused", exc_info=None if known else error, extra=extra)
+            self._metrics.versions.loaded(*key, success=False)
+            if old is not None and old.state is ModelState.READY:
+                old.tried = mark
+                self._metrics.versions.set_stale(*key, True)
+            else:
+                fresh.reason = why
+                self._put(fresh, ModelState.FAILED)
+            return why
+        if old is not None and old.state is ModelState.READY:
+            self._metrics.unloaded(*key)
+        self._fill(fresh, loaded)
+        self._start(fresh)
+        if old is not None:
+            await self._retire(old)
+        return ""
 
-    def _load(self, model: Model) -> None:
-        bundle = read_bundle(model.path)
-        manifest = bundle.manifest
-        if (manifest.name, manifest.version) != (model.name, model.version):
+    async def unload(self, models: Sequence[Model]) -> None:
+        """Take versions away: no new calls reach them, those in flight are answered, memory is freed."""
+        for model in models:
+            self._catalogue.remove(model)
+            self._metrics.unloaded(*model.key)
+        for name in {model.name for model in models}:
+            self._router.refresh(name)
+        for model in models:
+            await self._retire(model)
+            log.info("model unloaded", extra={"model": model.name, "version": model.version})
+
+    def set_kept(self, model: Model, kept: bool) -> None:
+        """Note whether ``model`` goes on although its files are gone."""
+        if kept != model.kept:
+            model.kept = kept
+            self._metrics.versions.set_stale(*model.key, kept)
+            extra = {"model": model.name, "version": model.version, "labels": self.labels_of(model)}
+            log.warning("files gone, kept for its labels" if kept else "files are back", extra=extra)
+
+    async def _load(self, model: Model) -> Loaded:
+        if self._closing:
+            raise NotReady("the server is stopping")
+        self._loading = in_thread(partial(load_model, model, self._settings, self._build_engine))
+        try:
+            return await self._loading
+        except asyncio.CancelledError:
+            if self._closing:
+                raise NotReady("the server is stopping") from None
+            raise
+        finally:
+            self._loading = None
+
+    def _check_rows(self, old: Model | None, loaded: Loaded) -> None:
+        """Refuse to change what a version takes while labels that were checked against it point there."""
+        if old is None or old.manifest is None or old.manifest.input == loaded.manifest.input:
+            return
+        if labels := self.labels_of(old):
             raise BundleError(
-                f"{model.path}: the manifest says {manifest.name}/{manifest.version}; "
-                "move the bundle to the folder of that name and version"
+                f"{old.path} takes other rows than before, and is {', '.join(labels)}: move the label first"
             )
-        settings = self._settings
-        engine = self._build_engine(bundle, settings.device, intra_op_threads(settings))
-        extra = {"model": model.name, "version": model.version, "device": engine.device}
-        if settings.device == "auto" and engine.device == "cpu":
-            log.warning("device=auto: no usable CUDA, the model runs on the CPU", extra=extra)
-        warm_up(engine, manifest, batch_limits(settings, engine.device))
-        model.manifest, model.engine = manifest, engine
-        log.info("model loaded", extra=extra)
 
-    def _set_state(self, model: Model, state: ModelState) -> None:
+    def _fill(self, model: Model, loaded: Loaded) -> None:
+        model.manifest, model.engine = loaded.manifest, loaded.engine
+        self._metrics.versions.loaded(*model.key, success=True)
+
+    def _start(self, model: Model) -> None:
+        engine, manifest, settings = model.engine, model.manifest, self._settings
+        assert engine is not None
+        assert manifest is not None
+        tracing = self._tracing
+        model.metrics = self._metrics.for_model(manifest, settings.low_confidence, settings.drift_window_rows)
+        # The model alone owns its engine: when it lets go, the memory is free, whoever still holds on to the
+        # batcher. A run in progress keeps it until it ends.
+        batcher = model.batcher = Batcher(
+            weakref.proxy(engine),
+            manifest.input,
+            batch_limits(settings, engine.device),
+            model.metrics,
+            str(model),
+            tracing.of_model(*model.key) if tracing is not None else None,
+        )
+        batcher.task.add_done_callback(partial(self._batcher_ended, model))
+        self._metrics.loaded(manifest, engine.device)
+        self._metrics.versions.set_stale(*model.key, False)
+        self._put(model, ModelState.READY)
+        self._router.refresh(model.name)
+
+    async def _retire(self, model: Model) -> None:
+        """Let a version that gets no more calls answer those that it has, and free it."""
+        model.retiring = True
+        if model.batcher is not None and model.metrics is not None:
+            try:
+                async with asyncio.timeout(self._settings.grace_seconds):
+                    # Whoever waits for room in the queue is let in first: once closed it takes nobody.
+                    await asyncio.sleep(_ROOM_SECONDS)
+                    while model.metrics.rows_waiting():
+                        await asyncio.sleep(_ROOM_SECONDS)
+                    await model.batcher.close()
+            except TimeoutError:
+                extra = {"model": model.name, "version": model.version}
+                log.warning("unloaded, calls in flight were cut off", extra=extra)
+        model.batcher = model.engine = model.metrics = None
+        await in_thread(give_back, "memory")
+
+    def _batcher_ended(self, model: Model, task: asyncio.Task[None]) -> None:
+        if not (model.retiring or self._closing or self.died.done()):
+            self.died.set_result(task)
+
+    def _new(self, key: Key, mark: Fingerprint) -> Model:
+        name, version = key
+        return Model(name, version, self._settings.model_repository / name / str(version), tried=mark)
+
+    def _put(self, model: Model, state: ModelState) -> None:
         model.state = state
-        self._metrics.set_state(model.name, model.version, state, STATES)
-
-
-def warm_up(engine: Engine, manifest: Manifest, limits: BatchLimits) -> None:
-    """Run every batch size that will be padded to, or the smallest and the largest if none is.
-
-    Raises
-    ------
-    EngineError
-        If a run fails, or its probabilities are not finite.
-    """
-    spec = manifest.input
-    for rows in limits.buckets or (1, limits.max_batch_rows):
-        answer = engine.assign(np.zeros((rows, *spec.shape), spec.numpy_dtype))
-        if answer.probabilities.shape != (rows, manifest.n_clusters):
-            raise EngineError(
-                f"model {manifest.name}/{manifest.version} answers {rows} rows with probabilities of shape "
-                f"{answer.probabilities.shape}, the manifest has {manifest.n_clusters} clusters"
-            )
-        if (answer.novelty is None) != (manifest.novelty is None):
-            raise EngineError(
-                f"model {manifest.name}/{manifest.version} and its manifest do not agree on novelty; "
-                "export it again"
-            )
-        if not np.isfinite(answer.probabilities).all():
-            raise EngineError(
-                f"model {manifest.name}/{manifest.version} answers zeros with NaN or infinity; "
-                "export it again"
-            )
+        self._catalogue.put(model)
+        self._metrics.set_state(*model.key, state, STATES)

@@ -7,13 +7,12 @@ import contextlib
 import json
 import logging
 import signal
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from serving.background import in_thread
 from serving.bundle import BundleError
 from serving.engine import EngineError
 from serving.errors import StartError
@@ -21,8 +20,10 @@ from serving.files import write_atomically
 from serving.grpc_port import SERVICES, build_grpc_server, build_health_server, listen
 from serving.health import HealthService
 from serving.http_port import HttpPort
+from serving.loading import BuildEngine, onnx_engine
 from serving.metrics import Metrics
-from serving.repository import BuildEngine, Repository, onnx_engine
+from serving.model_control import ModelControl
+from serving.repository import Repository
 from serving.security import Security
 from serving.settings import ServerSettings
 
@@ -69,6 +70,7 @@ class Server:
             self._repository = Repository(settings, self.metrics, build_engine, self._tracing)
         except BundleError as error:
             raise StartError(str(error)) from error
+        self._control = ModelControl(self._repository, settings, self.metrics)
         self._security = Security(settings, self.metrics)
         self._health = HealthService(SERVICES)
         self._stop = asyncio.Event()
@@ -94,6 +96,7 @@ class Server:
         grpc_server = build_grpc_server(
             settings,
             self._repository,
+            self._control,
             self.metrics,
             self._health,
             self.is_ready,
@@ -157,10 +160,10 @@ class Server:
 
     async def _load_and_serve(self, watched: set[asyncio.Future[Any]]) -> bool:
         """Load, then serve until told to stop; False if a background task died before that."""
-        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        stop, control = asyncio.create_task(self._stop.wait(), name="stop"), None
         try:
             self._set_ready("loading models")
-            loading = _in_thread(self._repository.load)
+            loading = in_thread(self._repository.load)
             waiting: set[asyncio.Future[Any]] = {loading, stop}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
@@ -179,16 +182,22 @@ class Server:
                     "models": [f"{model.name}/{model.version}" for model in self._repository.models()],
                 },
             )
-            watched = watched | {batcher.task for batcher in self._repository.batchers()}
+            watched = watched | {self._repository.died}
+            if self.settings.model_control != "none":
+                control = asyncio.create_task(self._control.watch(), name="watch of models")
+                watched.add(control)
             done, _ = await asyncio.wait({stop, *watched}, return_when=asyncio.FIRST_COMPLETED)
             dead = done & watched
             for task in dead:
+                task = task.result() if task is self._repository.died else task
                 cause = None if task.cancelled() else task.exception()
                 extra = {"task": str(task)}
                 log.error("a background task died; the server stops", exc_info=cause, extra=extra)
             return not dead
         finally:
             stop.cancel()
+            if control is not None:
+                control.cancel()
 
     async def _drain(self, grpc_server: grpc.aio.Server) -> bool:
         """Stop taking calls, finish those in flight; whether all were finished."""
@@ -216,10 +225,11 @@ class Server:
 
     async def _finish(self, grpc_server: grpc.aio.Server) -> None:
         self._draining.set()
+        self._control.close()
         # Longer than we wait for this, or gRPC would cut calls off without telling us.
         await grpc_server.stop(self.settings.grace_seconds + 5)
-        for batcher in self._repository.batchers():
-            await batcher.close()
+        await self._control.finished()
+        await self._repository.close()
 
     def is_ready(self) -> bool:
         """Whether every model is warm and the server is not draining."""
@@ -241,32 +251,6 @@ def _start_tracing() -> Tracing:
     for handler in logging.getLogger().handlers:
         handler.addFilter(TraceIds())
     return Tracing.from_environment()
-
-
-def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
-    """Run ``work`` in a daemon thread: unlike a pool's, it does not hold up the end of the process."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: BaseException | None) -> None:
-        if result.cancelled():
-            return
-        if error is None:
-            result.set_result(None)
-        else:
-            result.set_exception(error)
-
-    def run() -> None:
-        error: BaseException | None = None
-        try:
-            work()
-        except BaseException as raised:
-            error = raised
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, error)
-
-    threading.Thread(target=run, name="loading", daemon=True).start()
-    return result
 
 
 def _write_ports(path: Path, ports: dict[str, int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -13,6 +13,7 @@ from serving.configuration import LayeredSettings
 from serving.logs import LogFormat, LogLevel
 from serving.runtime import Device
 
+ModelControl = Literal["none", "poll", "explicit"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -61,6 +62,17 @@ class ServerSettings(LayeredSettings):
         5.0, gt=0, description="how often certificate and token files are looked at for a change"
     )
     port_file: Path | None = Field(None, description="write the ports in use to this file, as JSON")
+    model_control: ModelControl = Field(
+        "none",
+        description="poll takes up bundles as they come and go; explicit loads and unloads by RPCs of the "
+        "Open Inference Protocol's extension; none keeps what was there at start",
+    )
+    poll_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="how often --model-control poll looks for bundles, and poll and explicit for changed "
+        "labels; what two looks find the same is taken",
+    )
     device: Device = Field(
         "auto", description="cuda refuses to start without CUDA; auto takes it if it is there"
     )

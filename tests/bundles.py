@@ -38,14 +38,15 @@ def make_bundle(
     n_clusters: int = 10,
     seed: int = 0,
     novelty: bool = False,
+    hidden: int = HIDDEN,
 ) -> Path:
     """Write a bundle to ``repository/name/version`` and return that path."""
     rng = np.random.default_rng(seed)
     n_inputs = int(np.prod(shape))
     weights = {
-        "w1": rng.normal(size=(n_inputs, HIDDEN)).astype(np.float32),
-        "b1": rng.normal(size=HIDDEN).astype(np.float32),
-        "w2": rng.normal(size=(HIDDEN, n_clusters)).astype(np.float32),
+        "w1": rng.normal(size=(n_inputs, hidden)).astype(np.float32),
+        "b1": rng.normal(size=hidden).astype(np.float32),
+        "w2": rng.normal(size=(hidden, n_clusters)).astype(np.float32),
         "b2": np.zeros(n_clusters, np.float32),
     }
     rows = random_rows(512, shape, dtype, seed=seed + 1)

@@ -22,7 +22,7 @@ import numpy as np
 
 from serving.bundle import Bundle
 from serving.engine import Assignments, FakeEngine
-from serving.repository import BuildEngine, onnx_engine
+from serving.loading import BuildEngine, onnx_engine
 from serving.server import Server
 from serving.settings import ServerSettings
 

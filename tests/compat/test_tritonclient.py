@@ -1,5 +1,6 @@
 """A client that nobody here wrote gets the in-process engine's answers from a running server."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,46 @@ def test_our_client_and_theirs_live_in_one_process(first):
     code = f"import {first}; import tritonclient.grpc, serving.client.cli, serving.labelling.cli"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-300:]
+
+
+@pytest.mark.parametrize("role", ["admin", "inference"])
+def test_tritonclient_loads_and_unloads_models_with_the_right_token(tmp_path, role):
+    repository, token = tmp_path / "models", "0123456789abcdef"
+    make_bundle(repository)
+    bundle = make_bundle(tmp_path / "new", version=2, seed=1)
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    (tmp_path / "tokens").write_text(f"{role}:{token}\n")
+    flags = ("--tls-certificate", str(pair.cert), "--tls-key", str(pair.key))
+    flags += ("--token-file", str(tmp_path / "tokens"), "--model-control", "explicit")
+    with ServerProcess(repository, tmp_path, *flags) as server:
+        script = Path(__file__).with_name("tritonclient_models.py")
+        arguments = (server.grpc_target, token, str(authority.ca), str(bundle), str(repository))
+        ended = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+    lines = [line.partition(" ") for line in ended.stdout.splitlines()]
+    indices = [ast.literal_eval(rest) for first, _, rest in lines if first == "index"]
+    others = [f"{first} {rest}" for first, _, rest in lines if first != "index"]
+
+    def index(*states):
+        return [("toy", str(version), state) for version, state in enumerate(states, 1)]
+
+    first = [index("READY"), index("READY", "UNAVAILABLE")]
+    if role == "inference":
+        assert (indices, others) == (
+            first,
+            ["answered by 1", "refused StatusCode.PERMISSION_DENIED"],
+        )
+        return
+    assert indices == [*first, index("READY", "READY"), index("UNAVAILABLE", "UNAVAILABLE")]
+    refusals = ("INVALID_ARGUMENT", "NOT_FOUND", "NOT_FOUND")
+    assert others == [
+        *("answered by 1", "answered by 2", "answered by 2"),
+        *(f"refused StatusCode.{code}" for code in refusals),
+    ]

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.bundle import read_bundle
 from serving.engine import OnnxEngine
+from serving.labels import LABELS_FILE
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceStub
 from tests.bundles import make_bundle, random_rows
@@ -61,6 +62,8 @@ def runnable(expression):
 def repository(tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
     make_bundle(path, novelty=True)
+    make_bundle(path, version=2, seed=1, novelty=True)
+    (path / "toy" / LABELS_FILE).write_text("stable: 1\nshadow: {version: 2}")
     return path
 
 
@@ -263,7 +266,7 @@ def test_every_rule_is_evaluated_and_the_right_ones_wait_to_fire(prometheus):
 
 @needs_prometheus
 def test_prometheus_says_what_the_server_does(prometheus, server):
-    [rows] = ask(prometheus, 'sum(nvisa_cluster_rows_total{model="toy"})')
+    [rows] = ask(prometheus, 'sum(nvisa_cluster_rows_total{model="toy", version="1"})')
     sent = [
         int(float(line.split()[-1]))
         for line in server.get("/metrics")[1].splitlines()

@@ -25,6 +25,11 @@ NATIVE, OIP = "nvisa.v1.ClusterService", "inference.GRPCInferenceService"
 TOY = {"model": "toy", "version": "1"}
 # Shown with TLS or tokens only: tests/integration/test_security.py counts them.
 OF_SECURITY = ("nvisa_authentications", "nvisa_credential_reloads", "nvisa_credentials_stale")
+# Shown with a labels file only: test_labelled_models counts them.
+OF_LABELS = (
+    *("nvisa_label_share", "nvisa_shadow_rows", "nvisa_shadow_disagreeing_rows"),
+    *("nvisa_shadow_dropped_rows", "nvisa_shadow_disagreement"),
+)
 BAD = 255  # the first pixel of a row that makes the engine fail
 
 
@@ -87,7 +92,8 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
     engine = Engine(is_open=True, novelty=True)
     # As on CUDA, with padding; but one thread on the CPU.
     limits = BatchLimits(max_batch_rows=16, max_queue_rows=40, buckets=(1, 4, 16), threads=1)
-    monkeypatch.setattr("serving.repository.batch_limits", lambda *_: limits)
+    for module in ("loading", "repository"):
+        monkeypatch.setattr(f"serving.{module}.batch_limits", lambda *_: limits)
     async with (
         in_process(one_model, lambda *_: engine, low_confidence=0.6, drift_window_rows=10_000) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
@@ -233,9 +239,14 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
     assert [(i["model"], i["version"], i["device"]) for i in info] == [("toy", "1", "cpu")]
     assert value("nvisa_ready") == 1
     assert value("nvisa_stream_messages", "_total", code="NOT_FOUND") == 1
-    for name in OF_SECURITY:
+    assert value("nvisa_model_loads", "_total", **TOY, outcome="success") == 1
+    assert value("nvisa_model_loads", "_total", **TOY, outcome="failure") == 0
+    assert value("nvisa_model_stale", **TOY) == 0
+    assert value("nvisa_labels_stale", model="toy") == 0
+    assert value("nvisa_repository_unreadable") == 0
+    for name in OF_SECURITY + OF_LABELS:
         value.seen.add(name)
-        assert not [labels for sample, labels in samples if sample.startswith(name)], "security is off"
+        assert not [labels for sample, labels in samples if sample.startswith(name)], "not asked for"
     assert families - value.seen == set(), "a metric without a test"
 
 

@@ -146,7 +146,7 @@ async def test_metadata(stub):
     ]
     server = await stub.ServerMetadata(pb.ServerMetadataRequest())
     assert server.name == "nvisa"
-    assert not server.extensions
+    assert list(server.extensions) == ["model_repository"]
 
 
 async def test_a_model_with_novelty_has_a_third_output(novelty_repository):

@@ -4,7 +4,7 @@ import pytest
 from serving.bundle import Reference
 from serving.cluster_metrics import MAX_CLUSTER_LABELS, OTHER_CLUSTERS, ClusterTally, share_below
 from serving.metrics import Metrics
-from serving.repository import STATES, ModelState
+from serving.models import STATES, ModelState
 
 TOY = {"model": "toy", "version": "1"}
 

@@ -38,5 +38,6 @@ def test_the_services_have_the_rpcs_of_the_design():
 
     assert rpcs(cluster_pb2, "ClusterService") == ["Assign", "AssignStream", "GetModel", "ListModels"]
     assert rpcs(grpc_service_pb2, "GRPCInferenceService") == [
-        *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+        *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
+        *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
     ]

@@ -8,8 +8,10 @@ import pytest
 from serving.bundle import GRAPH_FILE, MANIFEST_FILE, BundleError
 from serving.engine import Assignments, EngineError, FakeEngine
 from serving.errors import NotReady, UnknownModel
+from serving.loading import onnx_engine
 from serving.metrics import Metrics
-from serving.repository import ModelState, Repository, onnx_engine
+from serving.models import ModelState
+from serving.repository import Repository
 from serving.settings import ServerSettings
 from tests.bundles import make_bundle
 from tests.servers import fake_engine

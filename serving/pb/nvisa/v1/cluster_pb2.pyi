@@ -40,20 +40,22 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
-    __slots__ = ("model_name", "model_version", "request_id", "input", "want_probabilities", "want_novelty")
+    __slots__ = ("model_name", "model_version", "request_id", "input", "want_probabilities", "want_novelty", "model_label")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     WANT_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     WANT_NOVELTY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_LABEL_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: int
     request_id: str
     input: Tensor
     want_probabilities: bool
     want_novelty: bool
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., request_id: _Optional[str] = ..., input: _Optional[_Union[Tensor, _Mapping]] = ..., want_probabilities: _Optional[bool] = ..., want_novelty: _Optional[bool] = ...) -> None: ...
+    model_label: str
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., request_id: _Optional[str] = ..., input: _Optional[_Union[Tensor, _Mapping]] = ..., want_probabilities: _Optional[bool] = ..., want_novelty: _Optional[bool] = ..., model_label: _Optional[str] = ...) -> None: ...
 
 class AssignResponse(_message.Message):
     __slots__ = ("request_id", "model_name", "model_version", "clusters", "confidences", "probabilities", "clusters_data", "confidences_data", "probabilities_data", "n_clusters", "timings", "novelty", "novelty_data")
@@ -122,12 +124,14 @@ class Timings(_message.Message):
     def __init__(self, queue_ns: _Optional[int] = ..., inference_ns: _Optional[int] = ..., total_ns: _Optional[int] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
-    __slots__ = ("model_name", "model_version")
+    __slots__ = ("model_name", "model_version", "model_label")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_LABEL_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: int
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[int] = ...) -> None: ...
+    model_label: str
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., model_label: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
     __slots__ = ("model", "limits")
@@ -160,7 +164,7 @@ class Limits(_message.Message):
     def __init__(self, max_message_bytes: _Optional[int] = ..., max_queue_rows: _Optional[int] = ..., max_batch_rows: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "is_default", "state", "state_reason", "device", "input", "n_clusters", "clusters", "parity", "training", "graph_sha256", "opset", "package_version", "commit", "created", "novelty")
+    __slots__ = ("name", "version", "is_default", "state", "state_reason", "device", "input", "n_clusters", "clusters", "parity", "training", "graph_sha256", "opset", "package_version", "commit", "created", "novelty", "labels")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +182,7 @@ class Model(_message.Message):
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     NOVELTY_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     is_default: bool
@@ -195,7 +200,8 @@ class Model(_message.Message):
     commit: str
     created: str
     novelty: Novelty
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., device: _Optional[str] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., n_clusters: _Optional[int] = ..., clusters: _Optional[_Iterable[_Union[Cluster, _Mapping]]] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., graph_sha256: _Optional[str] = ..., opset: _Optional[int] = ..., package_version: _Optional[str] = ..., commit: _Optional[str] = ..., created: _Optional[str] = ..., novelty: _Optional[_Union[Novelty, _Mapping]] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., device: _Optional[str] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., n_clusters: _Optional[int] = ..., clusters: _Optional[_Iterable[_Union[Cluster, _Mapping]]] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., graph_sha256: _Optional[str] = ..., opset: _Optional[int] = ..., package_version: _Optional[str] = ..., commit: _Optional[str] = ..., created: _Optional[str] = ..., novelty: _Optional[_Union[Novelty, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Novelty(_message.Message):
     __slots__ = ("score", "rows", "cost_ratio", "max_abs_difference")
