@@ -173,9 +173,6 @@ class Batcher:
             self._closed = True
             for call in self._queue.clear():
                 _fail(call, _closed_error())
-            for batch in self._runs:
-                for call, _, _ in batch.pieces:
-                    _fail(call, _closed_error())
 
     def _may_start(self) -> bool:
         limits = self._limits

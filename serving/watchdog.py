@@ -37,7 +37,7 @@ class Watchdog:
     Attributes
     ----------
     failed
-        Fails with `RunTooLong`; never done otherwise.
+        Fails with `RunTooLong`, or whatever stopped the thread; never done otherwise.
     """
 
     def __init__(self, batchers: Callable[[], Sequence[Batcher]], seconds: float) -> None:
@@ -47,7 +47,7 @@ class Watchdog:
         self._seconds = seconds
         self._closed = threading.Event()
         if seconds:
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def close(self) -> None:
         """Look no more, and let the process live."""
@@ -55,21 +55,25 @@ class Watchdog:
         if not self.failed.cancel() and not self.failed.cancelled():
             self.failed.exception()  # looked at, even if the process was ending by then
 
+    def _run(self) -> None:
+        try:
+            self._watch()
+        except Exception as error:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                self._loop.call_soon_threadsafe(self._fail, error)
+            if not self._closed.wait(END_SECONDS):
+                log.critical("%s; the server could not end by itself and is ended now", error)
+                os._exit(1)
+
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self._seconds / 4)):
             for batcher in self._batchers():
                 if (taken := batcher.oldest_run_seconds()) > self._seconds:
-                    self._bark(f"{batcher.task.get_name()}: a run of the model has taken {taken:.3g} s")
-                    return
+                    raise RunTooLong(
+                        f"{batcher.task.get_name()}: a run of the model has taken {taken:.3g} s, "
+                        f"--run-timeout-seconds allows {self._seconds:g}"
+                    )
 
-    def _bark(self, what: str) -> None:
-        error = RunTooLong(f"{what}, --run-timeout-seconds allows {self._seconds:g}")
-        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-            self._loop.call_soon_threadsafe(self._fail, error)
-        if not self._closed.wait(END_SECONDS):
-            log.critical("%s; the server could not end by itself and is ended now", error)
-            os._exit(1)
-
-    def _fail(self, error: RunTooLong) -> None:
+    def _fail(self, error: Exception) -> None:
         if not self.failed.done():
             self.failed.set_exception(error)
