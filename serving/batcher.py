@@ -63,6 +63,7 @@ class Batcher:
         self._ended = ended
         self._queue = CallQueue()
         self._running = 0
+        self._runs: set[Batch[Call]] = set()
         self._closed = False
         self._seconds_per_row = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -139,6 +140,12 @@ class Batcher:
             self.task.cancel()
             self._threads.stop()
 
+    def oldest_run_seconds(self) -> float:
+        """Return how long the longest of the runs now under way has taken; 0.0 if none is. For any thread."""
+        runs = self._runs.copy()
+        started = [batch.started_ns for batch in runs if batch.started_ns and not batch.finished_ns]
+        return (time.perf_counter_ns() - min(started)) * 1e-9 if started else 0.0
+
     def _overload(self, rows: int) -> Overloaded | None:
         waiting, limits = self._queue.rows, self._limits
         if self._closed or not waiting or waiting + rows <= limits.max_queue_rows:
@@ -159,6 +166,7 @@ class Batcher:
                     self._finish(self._done.popleft())
                 while self._may_start() and (batch := self._form()) is not None:
                     self._running += 1
+                    self._runs.add(batch)
                     self._threads.submit(batch)
                 if not self._queue and not self._running:
                     self._idle.set()
@@ -216,6 +224,7 @@ class Batcher:
     def _finish(self, batch: Batch[Call]) -> None:
         """Count, and give every call of ``batch`` its part."""
         self._running -= 1
+        self._runs.discard(batch)
         metrics, seconds = self._metrics, (batch.finished_ns - batch.started_ns) * 1e-9
         self._seconds_per_row = seconds / batch.rows
         metrics.inference_seconds.observe(seconds)

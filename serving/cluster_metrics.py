@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from serving.bundle import Manifest, Reference
-from serving.drift import SlidingCounts, noise_of_index, population_stability_index
+from serving.drift import Mix, SlidingCounts
 
 CONFIDENCE_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
 # Of rows like the training data's, a tenth are in each tenth, one in a hundred above 0.99.
@@ -65,17 +65,9 @@ class ClusterTally:
             self.novelty_counts += _histogram(novelty, NOVELTY_EDGES)
             self.novelty_sum += float(novelty.sum(dtype=np.float64))
 
-    def drift(self) -> tuple[float, float, int]:
-        """Return the population stability index of the recent rows, its noise, and their number.
-
-        Index and noise are NaN before the first row.
-        """
-        counts = self._recent.counts()
-        rows = int(counts.sum())
-        if not rows:
-            return float("nan"), float("nan"), 0
-        index = population_stability_index(counts, self._reference)
-        return index, noise_of_index(len(counts), rows, self._reference_rows), rows
+    def mix(self) -> Mix:
+        """Return the clusters of the recent rows, beside the training data's."""
+        return Mix(self._recent.counts(), self._reference, self._reference_rows)
 
     def by_label(self, values: np.ndarray) -> list[tuple[str, float]]:
         """Return ``(n_clusters,)`` values summed under the labels that clusters are shown with."""
@@ -175,7 +167,7 @@ class ClusterCollector(Collector):
             if tally.has_novelty:
                 buckets = _buckets(NOVELTY_EDGES, tally.novelty_counts)
                 novelty.add_metric(tally.labels, buckets, tally.novelty_sum)
-            for family, value in zip((drift, noise, window), tally.drift(), strict=True):
+            for family, value in zip((drift, noise, window), tally.mix().drift(), strict=True):
                 family.add_metric(tally.labels, value)
         yield from (rows, shares, doubtful, expected_doubtful, confidence, novelty, drift, noise, window)
 

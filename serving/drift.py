@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 # Shares are held away from zero, or a cluster that is empty on one side would make the index infinite.
@@ -34,6 +36,36 @@ def noise_of_index(n_clusters: int, live_rows: int, reference_rows: int) -> floa
     by. It holds while a cluster can expect several rows; with fewer, the index says nothing.
     """
     return (n_clusters - 1) * (1 / live_rows + 1 / reference_rows)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Clusters of some recent rows, beside those of the training data.
+
+    Attributes
+    ----------
+    counts
+        Live rows per cluster, ``(n_clusters,)``.
+    reference
+        Share of the training rows per cluster, ``(n_clusters,)``.
+    reference_rows
+        Number of training rows.
+    """
+
+    counts: np.ndarray
+    reference: np.ndarray
+    reference_rows: int
+
+    def drift(self) -> tuple[float, float, int]:
+        """Return the population stability index, its noise, and the number of live rows.
+
+        Index and noise are NaN before the first row.
+        """
+        rows = int(self.counts.sum())
+        if not rows:
+            return float("nan"), float("nan"), 0
+        index = population_stability_index(self.counts, self.reference)
+        return index, noise_of_index(len(self.counts), rows, self.reference_rows), rows
 
 
 class SlidingCounts:

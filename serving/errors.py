@@ -1,4 +1,4 @@
-"""What can go wrong: with a request, and the status its caller then sees, in one table; and at start."""
+"""What can go wrong with a request, and the status its caller then sees, in one table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from dataclasses import dataclass
 import grpc
 
 log = logging.getLogger(__name__)
-
-
-class StartError(RuntimeError):
-    """The server cannot start; the message says why and what to do."""
 
 
 class ServingError(Exception):

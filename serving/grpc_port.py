@@ -10,7 +10,6 @@ import grpc
 
 from serving import grpc_assign, grpc_inference, health
 from serving.auth import Authenticator
-from serving.errors import StartError
 from serving.metrics import Metrics
 from serving.model_control import ModelControl
 from serving.pb.nvisa.v1 import cluster_pb2
@@ -18,6 +17,7 @@ from serving.reloading import Reloaded
 from serving.repository import Repository
 from serving.rpc import service_handler
 from serving.settings import ServerSettings
+from serving.start_error import StartError
 from serving.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def build_grpc_server(
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             *_connection_age(settings.max_connection_age),
-            # Without this a second server would share the port without a word.
-            ("grpc.so_reuseport", 0),
+            _sharing(settings),
         ],
     )
     limits = cluster_pb2.Limits(
@@ -77,10 +76,10 @@ def build_grpc_server(
     return server
 
 
-def build_health_server(health_service: health.HealthService) -> grpc.aio.Server:
+def build_health_server(settings: ServerSettings, health_service: health.HealthService) -> grpc.aio.Server:
     """Put the health service alone on a server: kubelet's probes speak neither TLS nor tokens."""
     limit = ("grpc.max_receive_message_length", _HEALTH_MESSAGE_BYTES)
-    server = grpc.aio.server(options=[limit, ("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=[limit, _sharing(settings)])
     health.add_to_server(health_service, server)
     return server
 
@@ -114,6 +113,12 @@ def listen(
 def _connection_age(seconds: float) -> list[tuple[str, int]]:
     # Calls in flight end in peace: gRPC gives them all the time they take.
     return [("grpc.max_connection_age_ms", max(1, round(seconds * 1000)))] if seconds else []
+
+
+def _sharing(settings: ServerSettings) -> tuple[str, int]:
+    # Workers share their ports, which the supervisor has made sure are nobody else's. Without this option a
+    # second server would share the port of the first without a word.
+    return "grpc.so_reuseport", int(settings.workers > 1)
 
 
 def _authenticator(settings: ServerSettings, tokens: Reloaded[Tokens], metrics: Metrics) -> Authenticator:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from serving.errors import StartError
+from serving.start_error import StartError
 
 # An event loop that has not taken a turn for so long is stuck, and the process of no use.
 STUCK_AFTER_SECONDS = 5.0
@@ -28,6 +28,8 @@ class HttpPort:
         What ``/metrics`` shows.
     why_not_ready
         Why the server takes no requests; empty if it does. ``/readyz`` answers with it.
+    why_not_alive
+        What of the server beside this event loop is stuck; empty if nothing is. ``/healthz`` answers with it.
 
     Raises
     ------
@@ -36,11 +38,17 @@ class HttpPort:
     """
 
     def __init__(
-        self, host: str, port: int, registry: CollectorRegistry, why_not_ready: Callable[[], str]
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        why_not_ready: Callable[[], str],
+        why_not_alive: Callable[[], str] = lambda: "",
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
-        handler = partial(_Handler, registry, why_not_ready, self._is_alive)
+        self._why_not_alive = why_not_alive
+        handler = partial(_Handler, registry, why_not_ready, self._why_stuck)
         try:
             self._server = _Server((host, port), handler)
         except OSError as error:
@@ -64,10 +72,10 @@ class HttpPort:
         except Exception as error:
             self._loop.call_soon_threadsafe(self.failed.set_exception, error)
 
-    def _is_alive(self) -> bool:
+    def _why_stuck(self) -> str:
         turned = threading.Event()
         self._loop.call_soon_threadsafe(turned.set)
-        return turned.wait(STUCK_AFTER_SECONDS)
+        return self._why_not_alive() if turned.wait(STUCK_AFTER_SECONDS) else "the event loop is stuck"
 
 
 class _Server(ThreadingHTTPServer):
@@ -86,12 +94,12 @@ class _Handler(BaseHTTPRequestHandler):
         self,
         registry: CollectorRegistry,
         why_not_ready: Callable[[], str],
-        is_alive: Callable[[], bool],
+        why_not_alive: Callable[[], str],
         *connection: object,
     ) -> None:
         self._registry = registry
         self._why_not_ready = why_not_ready
-        self._is_alive = is_alive
+        self._why_not_alive = why_not_alive
         super().__init__(*connection)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
@@ -100,8 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
             encode, content_type = choose_encoder(self.headers.get("Accept", ""))
             self._reply(200, encode(self._registry), content_type)
         elif path == "/healthz":
-            alive = self._is_alive()
-            self._reply(200 if alive else 503, b"alive\n" if alive else b"the event loop is stuck\n")
+            reason = self._why_not_alive()
+            self._reply(503 if reason else 200, f"{reason or 'alive'}\n".encode())
         elif path == "/readyz":
             reason = self._why_not_ready()
             self._reply(503 if reason else 200, f"{reason or 'ready'}\n".encode())

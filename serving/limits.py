@@ -47,7 +47,7 @@ def batch_limits(settings: ServerSettings, device: str) -> BatchLimits:
         max_queue_rows=settings.max_queue_rows,
         max_queue_delay=settings.max_queue_delay,
         buckets=buckets(settings.max_batch_rows) if cuda else (),
-        threads=settings.inference_threads or (1 if cuda else available_cpus()),
+        threads=settings.inference_threads or (1 if cuda else processors(settings)),
     )
 
 
@@ -61,7 +61,12 @@ def buckets(max_batch_rows: int) -> tuple[int, ...]:
     return (*sizes, max_batch_rows)
 
 
+def processors(settings: ServerSettings) -> int:
+    """One worker's share of the processors that the server may use, at least one."""
+    return max(1, available_cpus() // settings.workers)
+
+
 def intra_op_threads(settings: ServerSettings) -> int:
     """Threads within one run: as asked, or the processors shared among the inference threads."""
-    cpus = available_cpus()
+    cpus = processors(settings)
     return settings.intra_op_threads or max(1, cpus // (settings.inference_threads or cpus))

@@ -10,6 +10,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from serving.bundle import Manifest
 from serving.cluster_metrics import ClusterCollector, ClusterTally
+from serving.drift import Mix
 from serving.version_metrics import VersionMetrics
 
 # From 50 microseconds, as a small model answers in less than a millisecond, to 10 seconds.
@@ -171,6 +172,10 @@ class Metrics:
         for metric in self._of_models:
             metric.remove_by_labels({"model": model, "version": str(version)})
         self._clusters.forget(model, str(version))
+
+    def mixes(self) -> dict[tuple[str, str], Mix]:
+        """Return the recent clusters of every model, by name and version."""
+        return {tally.labels: tally.mix() for tally in list(self._clusters.tallies)}
 
     def for_model(self, manifest: Manifest, low_confidence: float, drift_window_rows: int) -> ModelMetrics:
         """Return the metrics of one model, labelled."""

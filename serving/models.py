@@ -86,7 +86,7 @@ class ReadyModel:
 
 
 class Catalogue:
-    """All versions of all models, in order."""
+    """All versions of all models, in order. Changes make new dictionaries: the watchdog's thread reads them."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, dict[int, Model]] = {}
@@ -109,15 +109,14 @@ class Catalogue:
 
     def put(self, model: Model) -> None:
         """Add ``model``, in place of what has its name and version."""
-        versions = self._by_name.get(model.name, {}) | {model.version: model}
-        self._by_name[model.name] = dict(sorted(versions.items()))
-        self._by_name = dict(sorted(self._by_name.items()))
+        versions = dict(sorted((self._by_name.get(model.name, {}) | {model.version: model}).items()))
+        self._by_name = dict(sorted((self._by_name | {model.name: versions}).items()))
 
     def remove(self, model: Model) -> None:
         """Take ``model`` out, and its name with the last version."""
-        del self._by_name[model.name][model.version]
-        if not self._by_name[model.name]:
-            del self._by_name[model.name]
+        versions = {v: kept for v, kept in self._by_name[model.name].items() if v != model.version}
+        others = {name: kept for name, kept in self._by_name.items() if name != model.name}
+        self._by_name = dict(sorted((others | ({model.name: versions} if versions else {})).items()))
 
     def find(self, name: str, version: int) -> Model:
         """Return this version.

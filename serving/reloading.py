@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from serving.errors import StartError
 from serving.metrics import Metrics
+from serving.start_error import StartError
 
 log = logging.getLogger(__name__)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -15,20 +14,22 @@ import grpc
 from serving.background import in_thread
 from serving.bundle import BundleError
 from serving.engine import EngineError
-from serving.errors import StartError
-from serving.files import write_atomically
 from serving.grpc_port import SERVICES, build_grpc_server, build_health_server, listen
 from serving.health import HealthService
 from serving.http_port import HttpPort
 from serving.loading import BuildEngine, onnx_engine
 from serving.metrics import Metrics
 from serving.model_control import ModelControl
+from serving.port_file import write_ports
 from serving.repository import Repository
 from serving.security import Security
 from serving.settings import ServerSettings
+from serving.start_error import StartError
+from serving.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from serving.tracing import Tracing
+    from serving.worker import SupervisorLink
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,9 @@ class Server:
         How an engine is made of a bundle; tests pass a fake.
     tracing
         Where spans go; without, as ``settings.tracing`` and the environment say.
+    link
+        To the supervisor, if this is one of several workers: it has the HTTP port then, and this server
+        listens only once it is ready, so that no caller is sent to a worker that still loads.
 
     Raises
     ------
@@ -57,7 +61,9 @@ class Server:
         settings: ServerSettings,
         build_engine: BuildEngine = onnx_engine,
         tracing: Tracing | None = None,
+        link: SupervisorLink | None = None,
     ) -> None:
+        self._link = link
         self.settings = settings
         self.metrics = Metrics()
         self.grpc_port = 0
@@ -104,27 +110,30 @@ class Server:
             tokens=security.tokens,
             tracing=self._tracing,
         )
-        self.grpc_port = listen(grpc_server, settings.host, settings.grpc_port, security.credentials)
         servers = [grpc_server]
         if settings.health_port is not None:
-            servers.append(build_health_server(self._health))
-            self.health_port = listen(servers[1], settings.host, settings.health_port, flag="--health-port")
-        http_port = HttpPort(
-            settings.host, settings.metrics_port, self.metrics.registry, lambda: self._why_not_ready
-        )
+            servers.append(build_health_server(settings, self._health))
+        http_port: HttpPort | SupervisorLink
+        if self._link is None:
+            self._listen(servers)
+            http_port = HttpPort(
+                settings.host, settings.metrics_port, self.metrics.registry, lambda: self._why_not_ready
+            )
+        else:
+            http_port = self._link.open(self.metrics, settings.metrics_port)
         self.metrics_port = http_port.port
         watchers = security.watch()
+        watchdog = Watchdog(self._repository.batchers, settings.run_timeout_seconds)
         try:
-            for server in servers:
-                await server.start()
-            self._report_ports()
-            self.started.set()
-            if await self._load_and_serve({http_port.failed, *watchers}):
+            if self._link is None:
+                await self._start(servers)
+            if await self._load_and_serve(servers, {http_port.failed, watchdog.failed, *watchers}):
                 return 0 if await self._drain(grpc_server) else 1
             return 1
         finally:
             self._set_ready("stopped")
             self._health.close()
+            watchdog.close()
             for watcher in watchers:
                 watcher.cancel()
             for server in servers:
@@ -150,15 +159,30 @@ class Server:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, interrupted)
 
+    def _listen(self, servers: Sequence[grpc.aio.Server]) -> None:
+        """Bind the gRPC port to the first server, and that for probes to the second if there is one."""
+        settings = self.settings
+        self.grpc_port = listen(servers[0], settings.host, settings.grpc_port, self._security.credentials)
+        if settings.health_port is not None:
+            self.health_port = listen(servers[1], settings.host, settings.health_port, flag="--health-port")
+
+    async def _start(self, servers: Sequence[grpc.aio.Server]) -> None:
+        for server in servers:
+            await server.start()
+        self._report_ports()
+        self.started.set()
+
     def _report_ports(self) -> None:
         ports = {"grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         if self.health_port is not None:
             ports["health_port"] = self.health_port
         log.info("listening", extra={"host": self.settings.host, **ports, **self._security.describe()})
         if self.settings.port_file is not None:
-            _write_ports(self.settings.port_file, ports)
+            write_ports(self.settings.port_file, ports)
 
-    async def _load_and_serve(self, watched: set[asyncio.Future[Any]]) -> bool:
+    async def _load_and_serve(
+        self, servers: Sequence[grpc.aio.Server], watched: set[asyncio.Future[Any]]
+    ) -> bool:
         """Load, then serve until told to stop; False if a background task died before that."""
         stop, control = asyncio.create_task(self._stop.wait(), name="stop"), None
         try:
@@ -173,6 +197,9 @@ class Server:
             except (BundleError, EngineError) as error:
                 raise StartError(str(error)) from error
             self._repository.start()
+            if self._link is not None:
+                self._listen(servers)
+                await self._start(servers)
             self._set_ready("")
             log.info(
                 "ready",
@@ -239,6 +266,8 @@ class Server:
         self._why_not_ready = why_not
         self._health.set_ready(not why_not)
         self.metrics.ready.set(not why_not)
+        if self._link is not None:
+            self._link.tell(why_not)
 
 
 def _start_tracing() -> Tracing:
@@ -251,11 +280,3 @@ def _start_tracing() -> Tracing:
     for handler in logging.getLogger().handlers:
         handler.addFilter(TraceIds())
     return Tracing.from_environment()
-
-
-def _write_ports(path: Path, ports: dict[str, int]) -> None:
-    """Write the ports as JSON; whoever waits for the file finds it whole."""
-    try:
-        write_atomically(path, json.dumps(ports).encode() + b"\n")
-    except OSError as error:
-        raise StartError(f"cannot write --port-file {path}: {error.strerror}") from error

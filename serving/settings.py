@@ -73,6 +73,13 @@ class ServerSettings(LayeredSettings):
         description="how often --model-control poll looks for bundles, and poll and explicit for changed "
         "labels; what two looks find the same is taken",
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="processes that share the gRPC port and the processors; bounds such as --max-queue-rows "
+        "hold for each. On the CPU only",
+    )
     device: Device = Field(
         "auto", description="cuda refuses to start without CUDA; auto takes it if it is there"
     )
@@ -99,6 +106,12 @@ class ServerSettings(LayeredSettings):
     )
     intra_op_threads: int = Field(
         0, ge=0, description="threads within one run; 0 shares the processors among the inference threads"
+    )
+    run_timeout_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="a run of a model that takes longer ends the server with an error, so that whatever "
+        "started it starts it again; 0 waits for ever",
     )
     low_confidence: float = Field(0.5, ge=0, le=1, description="rows below this count as low confidence")
     drift_window_rows: int = Field(
@@ -131,5 +144,22 @@ class ServerSettings(LayeredSettings):
                 f"--token-file: tokens would cross the network to {self.host} in plaintext; pass "
                 "--tls-certificate and --tls-key, listen on 127.0.0.1, or pass --allow-insecure-tokens if "
                 "a proxy before this server does TLS"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if self.workers == 1:
+            return self
+        if self.device == "cuda":
+            raise ValueError(
+                "--workers: a GPU belongs to one process; pass --device cpu, or --workers 1 and as many "
+                "servers as there are GPUs"
+            )
+        # A call to load or unload a model would reach one worker of many. The setting may not be there.
+        if self.model_control == "explicit":
+            raise ValueError(
+                "--workers: with --model-control explicit, a model would be loaded by one worker of many; "
+                "pass --model-control poll, or --workers 1"
             )
         return self

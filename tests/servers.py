@@ -116,6 +116,11 @@ class ServerProcess:
         """Wait for the end; the exit status."""
         return self.process.wait(TIMEOUT)
 
+    def workers(self) -> list[int]:
+        """Process ids of its workers, in no order."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def log(self) -> list[dict[str, Any]]:
         """Everything it has logged."""
         return [json.loads(line) for line in self._log_file.read_text().splitlines()]

@@ -6,7 +6,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from serving.errors import StartError
 from serving.grpc_port import SERVICES
 from serving.pb.inference import grpc_service_pb2 as inference
 from serving.pb.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
@@ -14,6 +13,7 @@ from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceStub
 from serving.server import Server
 from serving.settings import ServerSettings
+from serving.start_error import StartError
 from tests.bundles import make_bundle, random_rows
 from tests.servers import GatedEngine, fake_engine, get, in_process
 

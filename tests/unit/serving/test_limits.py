@@ -21,3 +21,12 @@ def test_threads_share_the_processors(monkeypatch):
     assert (batch_limits(settings, "cpu").threads, intra_op_threads(settings)) == (2, 4)
     settings = ServerSettings(model_repository="m", inference_threads=16, intra_op_threads=3)
     assert (batch_limits(settings, "cpu").threads, intra_op_threads(settings)) == (16, 3)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(2, 4), (3, 2), (16, 1)])
+def test_workers_share_the_processors(monkeypatch, workers, threads):
+    monkeypatch.setattr("serving.limits.available_cpus", lambda: 8)
+    settings = ServerSettings(model_repository="m", workers=workers)
+    assert (batch_limits(settings, "cpu").threads, intra_op_threads(settings)) == (threads, 1)
+    settings = ServerSettings(model_repository="m", workers=workers, inference_threads=1)
+    assert intra_op_threads(settings) == threads

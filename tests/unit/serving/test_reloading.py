@@ -3,9 +3,9 @@ import logging
 
 import pytest
 
-from serving.errors import StartError
 from serving.metrics import Metrics
 from serving.reloading import CredentialError, Reloaded
+from serving.start_error import StartError
 
 
 def number(contents):

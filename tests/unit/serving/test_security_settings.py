@@ -3,11 +3,11 @@
 import pytest
 
 from serving.configuration import InvalidSettings, load_settings
-from serving.errors import StartError
 from serving.labelling.settings import LabelSettings
 from serving.metrics import Metrics
 from serving.security import Security
 from serving.settings import ServerSettings
+from serving.start_error import StartError
 from tests.certificates import Authority
 
 TLS = ["--tls-certificate", "c.pem", "--tls-key", "k.pem"]

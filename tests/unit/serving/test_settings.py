@@ -60,6 +60,9 @@ def test_the_environment_can_name_the_file(tmp_path, monkeypatch):
         (["--model-repository", "m", "--device", "tpu"], "--device: .*'cuda', got 'tpu'"),
         (["--model-repository", "m", "--max-batch-rows", "0"], "--max-batch-rows"),
         (["--model-repository", "m", "--max-queue-delay", "nan"], "--max-queue-delay"),
+        (["--model-repository", "m", "--workers", "0"], "--workers"),
+        (["--model-repository", "m", "--workers", "2", "--device", "cuda"], "a GPU belongs to one process"),
+        (["--model-repository", "m", "--run-timeout-seconds", "-1"], "--run-timeout-seconds"),
         (
             ["--model-repository", "m", "--config", "/not/there.yaml"],
             "--config /not/there.yaml: No such file",
@@ -123,6 +126,16 @@ def test_home_is_meant_wherever_a_path_comes_from(tmp_path, monkeypatch):
     (tmp_path / "serve.yaml").write_text("port-file: ~/ports.json\n")
     settings = load_settings(["--model-repository=~/models", "--config=~/serve.yaml"])
     assert (settings.model_repository, settings.port_file) == (tmp_path / "models", tmp_path / "ports.json")
+
+
+def test_a_model_is_not_loaded_by_one_worker_of_many():
+    class WithControl(ServerSettings):
+        model_control: str = "none"
+
+    with pytest.raises(ValueError, match="by one worker of many; pass --model-control poll"):
+        WithControl(model_repository="m", workers=2, model_control="explicit")
+    assert WithControl(model_repository="m", workers=2, model_control="poll").workers == 2
+    assert WithControl(model_repository="m", model_control="explicit").workers == 1
 
 
 def test_every_flag_is_explained(capsys):

@@ -15,7 +15,6 @@ import grpc
 import pytest
 
 from serving.engine import EngineError, FakeEngine
-from serving.errors import StartError
 from serving.logs import set_up_logs
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
@@ -23,6 +22,7 @@ from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceStub
 from serving.server import Server
 from serving.settings import ServerSettings
+from serving.start_error import StartError
 from tests.bundles import random_rows
 from tests.servers import ROOT, GatedEngine, ServerProcess, environment, in_process, run_to_end
 
