@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test fuzz lint format protos bench-digits bench-training clean
+.PHONY: help demo test test-chaos fuzz lint format protos bench-digits bench-training clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,6 +22,9 @@ demo: $(INSTALLED) ## fit, export, serve, assign and label scikit-learn's digits
 
 test: $(INSTALLED) ## all tests; ARGS="-k batcher" picks some
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-chaos: $(INSTALLED) ## servers under load while something breaks, 30 seconds a fault; make test has it shorter
+	NVISA_CHAOS_SECONDS=30 $(BIN)/python -m pytest tests/chaos $(ARGS)
 
 fuzz: $(INSTALLED) ## 100,000 requests that no honest client sends, against a real server; 2,000 of them are in make test
 	NVISA_FUZZ_INPUTS=100000 $(BIN)/python -m pytest tests/fuzz $(ARGS)

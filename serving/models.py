@@ -86,7 +86,7 @@ class ReadyModel:
 
 
 class Catalogue:
-    """All versions of all models, in order. Changes make new dictionaries: the watchdog's thread reads them."""
+    """All versions of all models, in order. A change makes new dictionaries: the watchdog reads them."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, dict[int, Model]] = {}
