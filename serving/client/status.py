@@ -18,6 +18,7 @@ _HINTS = {
     "the server by a name that is in it",
     "WRONG_VERSION_NUMBER": "the server does not speak TLS there; leave out --tls, --ca and --cert",
 }
+_UNREACHED = ("failed to connect", "connections to all backends failing")
 _CLOSED = ("Socket closed", "Connection reset by peer", "TLSV1_ALERT", "SSLV3_ALERT", "TLSV13_ALERT")
 
 
@@ -58,7 +59,7 @@ def _hint(code: grpc.StatusCode, details: str, security: Security) -> str:
     """Return what to do about TLS or the token, or ``""`` if they are not what failed."""
     if code is grpc.StatusCode.UNAUTHENTICATED and not security.has_token:
         return "the server asks for a token; pass the file that holds yours (--token-file)"
-    if code is not grpc.StatusCode.UNAVAILABLE or "failed to connect" not in details:
+    if code is not grpc.StatusCode.UNAVAILABLE or not any(said in details for said in _UNREACHED):
         return ""
     for said, meaning in _HINTS.items():
         if said in details:

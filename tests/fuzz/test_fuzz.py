@@ -31,6 +31,7 @@ STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.FAILED_PRECONDITION,  # to load a model, where that is not allowed
 }
 ASSIGN = "nvisa.v1.ClusterService/Assign"
 SERVICES = (
