@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ from serving.bundle import read_bundle
 from serving.engine import OnnxEngine
 from serving.loading import onnx_engine
 from tests.bundles import make_bundle, random_rows
-from tests.servers import in_process
+from tests.servers import ROOT, in_process
 
 HIDDEN = 65_000
 """Hidden units: with 64 inputs and 10 clusters a graph of 20 MB."""
@@ -25,8 +29,23 @@ class Sizes:
     unloaded: list[float]
 
 
-async def memory_over_reloads(folder: Path, reloads: int) -> Sizes:
-    """Load, ask and unload a model ``reloads`` times beside one that stays; every answer is checked."""
+def memory_over_reloads(folder: Path, reloads: int) -> Sizes:
+    """Load, ask and unload a model ``reloads`` times beside one that stays; every answer is checked.
+
+    In a process of its own: what other tests have left in this one's heap comes and goes by tens of MB.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.reloads", str(folder), str(reloads)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Sizes(**json.loads(done.stdout))
+
+
+async def _reload(folder: Path, reloads: int) -> Sizes:
     make_bundle(folder, name="stays")
     bundle = make_bundle(folder, hidden=HIDDEN)
     rows = random_rows(4)
@@ -51,3 +70,7 @@ def resident() -> float:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
     raise AssertionError("no VmRSS in /proc/self/status")
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(asyncio.run(_reload(Path(sys.argv[1]), int(sys.argv[2]))))))

@@ -99,8 +99,8 @@ async def test_no_call_fails_or_is_answered_wrongly_while_versions_come_go_and_l
         assert [model.version for model in server._repository.models()] == [3]
 
 
-async def test_an_unloaded_model_gives_its_memory_back(tmp_path: Path):
-    sizes = await memory_over_reloads(tmp_path, reloads=8)
+def test_an_unloaded_model_gives_its_memory_back(tmp_path: Path):
+    sizes = memory_over_reloads(tmp_path, reloads=8)
     # The graph has 20 MB; were it left behind each time, these would lie 100 MB apart.
     assert sizes.loaded - sizes.unloaded[-1] > 15
-    assert sizes.unloaded[-1] - sizes.unloaded[2] < 60  # 35 has been seen on a busy machine
+    assert sizes.unloaded[-1] - sizes.unloaded[2] < 60
