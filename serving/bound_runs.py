@@ -41,7 +41,7 @@ class BoundRuns:
     outputs
         What it gives, in the order of `run`'s results.
     sizes
-        The batch sizes.
+        The batch sizes; others are run without buffers.
     graphs
         Record a CUDA graph for each size, and replay it: the session has ``enable_cuda_graph`` set. The first
         runs of a size come before, so warm up with several.
@@ -61,6 +61,10 @@ class BoundRuns:
     ) -> None:
         ort = import_onnxruntime()
         self._session = session
+        self._input_name = input_name
+        self._names = [output.name for output in outputs]
+        # On the CPU, `OrtValue.numpy` is a view of the buffer, which the next run overwrites.
+        self._copies = device == "cpu"
         # Two runs at once would write to the same buffers.
         self._lock = threading.Lock()
         self._buffers = {}
@@ -76,26 +80,28 @@ class BoundRuns:
                 binding.bind_ortvalue_output(output.name, result)
             options = _run_options(ort, _FIRST_GRAPH + number) if graphs else None
             self._buffers[size] = (x, results, binding, options)
-        self.other_sizes = _run_options(ort, _NO_GRAPH) if graphs else None
-
-    def __contains__(self, size: int) -> bool:
-        """Whether there are buffers for batches of ``size``."""
-        return size in self._buffers
+        self._without_graph = _run_options(ort, _NO_GRAPH) if graphs else None
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
-        """Run on ``x``, C-contiguous ``(size, *row_shape)``; the results are copies.
+        """Run on ``x``, C-contiguous ``(size, *row_shape)``; the results are the caller's own.
 
         Raises
         ------
         Exception
             Whatever ONNX Runtime raises.
         """
-        given, results, binding, options = self._buffers[len(x)]
+        buffers = self._buffers.get(len(x))
+        if buffers is None:
+            found: list[np.ndarray] = self._session.run(
+                self._names, {self._input_name: x}, self._without_graph
+            )
+            return found
+        given, results, binding, options = buffers
         with self._lock:
             given.update_inplace(x)
             self._session.run_with_iobinding(binding, options)
-            # On the CPU, ``numpy()`` is a view of the buffer, which the next run overwrites.
-            return [np.array(result.numpy()) for result in results]
+            arrays = [result.numpy() for result in results]
+            return [np.array(array) for array in arrays] if self._copies else arrays
 
 
 def _run_options(ort: Any, graph: int) -> Any:

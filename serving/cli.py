@@ -46,9 +46,11 @@ async def serve(settings: ServerSettings, link: SupervisorLink | None = None) ->
     # variable to ERROR.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Imported here: --help and a wrong flag should not wait for gRPC.
+    from serving.memory import keep_large_blocks_apart
     from serving.server import Server
     from serving.start_error import StartError
 
+    keep_large_blocks_apart()
     # What has been imported stays for good: the garbage collector need not look through it ever again.
     gc.freeze()
     try:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from serving.bound_runs import BoundRuns, Output
 from serving.bundle import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, Bundle, BundleError
 from serving.runtime import Device, DeviceError, available_cpus, open_session
+
+# As on the CPU, products are in float32 and not in TF32's ten bits; a new shape costs no search of all of
+# cuDNN's algorithms; and the arena does not double whenever it grows.
+_CUDA_OPTIONS = {
+    "use_tf32": "0",
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "arena_extend_strategy": "kSameAsRequested",
+}
 
 
 class EngineError(RuntimeError):
@@ -48,6 +58,10 @@ class Engine(Protocol):
         """The device in use: ``"cpu"`` or ``"cuda"``."""
         ...
 
+    def prepare(self, sizes: Sequence[int]) -> None:
+        """Get ready for batches of these sizes, in particular; called before the first."""
+        ...
+
     def assign(self, x: np.ndarray) -> Assignments:
         """Assign rows ``x`` of shape ``(n_rows, *row_shape)``, ``n_rows >= 1``, of the bundle's dtype."""
         ...
@@ -67,6 +81,8 @@ class OnnxEngine:
         Threads within one run; 0 takes the processors this process may use.
     spin
         Let idle threads spin: faster for a job that runs back to back, wasteful for a server.
+    cuda_graphs
+        On CUDA, replay each size that it is prepared for as one graph; see `serving.bound_runs`.
 
     Raises
     ------
@@ -75,11 +91,18 @@ class OnnxEngine:
     """
 
     def __init__(
-        self, bundle: Bundle, device: Device = "auto", *, intra_op_threads: int = 0, spin: bool = False
+        self,
+        bundle: Bundle,
+        device: Device = "auto",
+        *,
+        intra_op_threads: int = 0,
+        spin: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self._spec = bundle.manifest.input
         self._n_clusters = bundle.manifest.n_clusters
-        self._session = _session(bundle, device, intra_op_threads or available_cpus(), spin)
+        options = _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if cuda_graphs else {})
+        self._session = _session(bundle, device, intra_op_threads or available_cpus(), spin, options)
         self._device = "cuda" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
         names = {value.name for value in self._session.get_inputs()}
         outputs = {value.name for value in self._session.get_outputs()}
@@ -91,11 +114,26 @@ class OnnxEngine:
                 f"{bundle.path}: the graph has inputs {sorted(names)} and outputs {sorted(outputs)}; "
                 f"this bundle's graph should have input {INPUT_NAME!r} and outputs {self._outputs}"
             )
+        self._graphs = cuda_graphs and self._device == "cuda"
+        self._bound = self._bind(())
 
     @property
     def device(self) -> str:
         """The device in use: ``"cpu"`` or ``"cuda"``."""
         return self._device
+
+    def prepare(self, sizes: Sequence[int]) -> None:
+        """Keep buffers on the device for batches of ``sizes``; others are run without.
+
+        Raises
+        ------
+        EngineError
+            If there is no memory for them.
+        """
+        try:
+            self._bound = self._bind(sizes)
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+            raise EngineError(f"no buffers for batches of {list(sizes)} rows: {error}") from error
 
     def assign(self, x: np.ndarray) -> Assignments:
         """Run the graph on ``x``; see `Engine.assign`.
@@ -106,9 +144,7 @@ class OnnxEngine:
             If the run fails or its result has another shape than the manifest promises.
         """
         try:
-            probabilities, clusters, *rest = self._session.run(
-                self._outputs, {INPUT_NAME: np.ascontiguousarray(x, dtype=self._spec.dtype)}
-            )
+            probabilities, clusters, *rest = self._bound.run(np.ascontiguousarray(x, dtype=self._spec.dtype))
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
             raise EngineError(f"inference failed: {error}") from error
         if probabilities.shape != (len(x), self._n_clusters) or clusters.shape != (len(x),):
@@ -121,10 +157,27 @@ class OnnxEngine:
             raise EngineError(f"the graph returned novelty of shape {novelty.shape} for {len(x)} rows")
         return Assignments(probabilities=probabilities, clusters=clusters, novelty=novelty)
 
+    def _bind(self, sizes: Sequence[int]) -> BoundRuns:
+        kinds = {
+            PROBABILITIES: ((self._n_clusters,), "float32"),
+            CLUSTER: ((), "int64"),
+            NOVELTY: ((), "float32"),
+        }
+        return BoundRuns(
+            self._session,
+            self._device,
+            input_name=INPUT_NAME,
+            row_shape=self._spec.shape,
+            dtype=self._spec.dtype,
+            outputs=[Output(name, *kinds[name]) for name in self._outputs],
+            sizes=sizes,
+            graphs=self._graphs,
+        )
 
-def _session(bundle: Bundle, device: Device, threads: int, spin: bool) -> Any:
+
+def _session(bundle: Bundle, device: Device, threads: int, spin: bool, cuda_options: dict[str, str]) -> Any:
     try:
-        return open_session(bundle.graph, device, threads, spin=spin)
+        return open_session(bundle.graph, device, threads, spin=spin, cuda_options=cuda_options)
     except DeviceError as error:
         raise EngineError(str(error)) from error
     except Exception as error:
@@ -150,6 +203,9 @@ class FakeEngine:
         self.n_clusters = n_clusters
         self.novelty = novelty
         self.batch_sizes: list[int] = []
+
+    def prepare(self, sizes: Sequence[int]) -> None:
+        """Do nothing: there is nothing to prepare."""
 
     def assign(self, x: np.ndarray) -> Assignments:
         """Assign deterministically, by arithmetic a test can repeat; records the batch size."""

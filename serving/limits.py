@@ -17,7 +17,7 @@ class BatchLimits:
     max_batch_rows
         Most rows of one run; longer calls are split.
     max_queue_rows
-        Rows that may wait. A call that alone has more is taken only while none wait.
+        Rows that may wait, and so rows of one call.
     max_queue_delay
         Seconds a batch that is not full may wait for company while a thread is free. The event loop's
         timers are no finer than about a millisecond.

@@ -28,9 +28,11 @@ class Loaded:
     engine: Engine
 
 
-def onnx_engine(bundle: Bundle, device: Device, intra_op_threads: int) -> Engine:
+def onnx_engine(
+    bundle: Bundle, device: Device, intra_op_threads: int, *, cuda_graphs: bool = False
+) -> Engine:
     """Build the engine of a real server: ONNX Runtime, without spinning threads."""
-    return OnnxEngine(bundle, device, intra_op_threads=intra_op_threads)
+    return OnnxEngine(bundle, device, intra_op_threads=intra_op_threads, cuda_graphs=cuda_graphs)
 
 
 def load_model(model: Model, settings: ServerSettings, build_engine: BuildEngine) -> Loaded:
@@ -54,7 +56,9 @@ def load_model(model: Model, settings: ServerSettings, build_engine: BuildEngine
     extra = {"model": model.name, "version": model.version, "device": engine.device}
     if settings.device == "auto" and engine.device == "cpu":
         log.warning("device=auto: no usable CUDA, the model runs on the CPU", extra=extra)
-    warm_up(engine, manifest, batch_limits(settings, engine.device))
+    limits = batch_limits(settings, engine.device)
+    engine.prepare(limits.buckets)
+    warm_up(engine, manifest, limits)
     log.info("model loaded", extra=extra)
     return Loaded(manifest, engine)
 

@@ -151,8 +151,8 @@ class Repository:
         return self._catalogue.get(*key)
 
     def batchers(self) -> list[Batcher]:
-        """Return the batchers of all models that answer."""
-        return [model.batcher for model in self._catalogue if model.batcher is not None]
+        """Return the batchers of all models that answer. For any thread."""
+        return [b for model in self._catalogue if (b := model.batcher) is not None]
 
     def default(self, name: str) -> Model | None:
         """Return the version that answers calls which name none, or ``None`` if there is no such version."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -42,7 +43,7 @@ class Server:
     settings
         How to serve.
     build_engine
-        How an engine is made of a bundle; tests pass a fake.
+        How an engine is made of a bundle; tests pass a fake. Without, ONNX Runtime.
     tracing
         Where spans go; without, as ``settings.tracing`` and the environment say.
     link
@@ -59,7 +60,7 @@ class Server:
     def __init__(
         self,
         settings: ServerSettings,
-        build_engine: BuildEngine = onnx_engine,
+        build_engine: BuildEngine | None = None,
         tracing: Tracing | None = None,
         link: SupervisorLink | None = None,
     ) -> None:
@@ -73,7 +74,8 @@ class Server:
         self._why_not_ready = "starting"
         self._tracing = tracing or (_start_tracing() if settings.tracing else None)
         try:
-            self._repository = Repository(settings, self.metrics, build_engine, self._tracing)
+            build = build_engine or partial(onnx_engine, cuda_graphs=settings.cuda_graphs)
+            self._repository = Repository(settings, self.metrics, build, self._tracing)
         except BundleError as error:
             raise StartError(str(error)) from error
         self._control = ModelControl(self._repository, settings, self.metrics)

@@ -107,6 +107,9 @@ class ServerSettings(LayeredSettings):
     intra_op_threads: int = Field(
         0, ge=0, description="threads within one run; 0 shares the processors among the inference threads"
     )
+    cuda_graphs: bool = Field(
+        False, description="on CUDA, replay the model as one graph for each batch size; not yet measured"
+    )
     run_timeout_seconds: float = Field(
         60.0,
         ge=0,
@@ -156,7 +159,7 @@ class ServerSettings(LayeredSettings):
                 "--workers: a GPU belongs to one process; pass --device cpu, or --workers 1 and as many "
                 "servers as there are GPUs"
             )
-        # A call to load or unload a model would reach one worker of many. The setting may not be there.
+        # A call to load or unload a model would reach one worker of many.
         if self.model_control == "explicit":
             raise ValueError(
                 "--workers: with --model-control explicit, a model would be loaded by one worker of many; "

@@ -14,6 +14,7 @@ import numpy as np
 from serving.bundle import read_bundle
 from serving.engine import OnnxEngine
 from serving.loading import onnx_engine
+from serving.memory import keep_large_blocks_apart
 from tests.bundles import make_bundle, random_rows
 from tests.servers import ROOT, in_process
 
@@ -73,4 +74,5 @@ def resident() -> float:
 
 
 if __name__ == "__main__":
+    keep_large_blocks_apart()  # as the command does
     print(json.dumps(asdict(asyncio.run(_reload(Path(sys.argv[1]), int(sys.argv[2]))))))

@@ -19,8 +19,10 @@ COMPRESSIONS: dict[Compression, grpc.Compression] = {
 
 # Assigning changes nothing on the server, so every call may be repeated. gRPC waits as long as the server's
 # `grpc-retry-pushback-ms` says, or else backs off exponentially with jitter; it makes at most 5 attempts,
-# within the call's deadline. Calls go round all addresses of the target, a headless Service's pods, and past
-# those that do not answer; gRPC itself would stay with the first.
+# within the call's deadline. CANCELLED is what the core of a server that stops says of calls that it has read
+# and the server not yet taken; what a caller cancels itself is not repeated. Calls go round all addresses of
+# the target, a headless Service's pods, and past those that do not answer; gRPC itself would stay with the
+# first.
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -31,7 +33,7 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
             },
         },
         # A stream is continued by the client, which knows what has been answered.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from serving.client.rows import Rows
 
 MOST_ATTEMPTS = 5
+# CANCELLED: see `serving.client.channel`.
+_MAY_PASS = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -83,7 +85,7 @@ class Stream:
             If it ended for a reason that another call would not mend, or without an answer too often.
         """
         self._attempts += 1
-        if code is not grpc.StatusCode.UNAVAILABLE or self._attempts == MOST_ATTEMPTS:
+        if code not in _MAY_PASS or self._attempts == MOST_ATTEMPTS:
             raise ClusterServiceError(
                 code, details or f"{len(self._unanswered)} batches unanswered", self._target
             )

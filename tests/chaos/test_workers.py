@@ -82,19 +82,21 @@ def test_told_to_stop_it_answers_every_call_that_it_accepts_and_then_accepts_non
 ):
     flags = ("--workers", str(workers), "--drain-seconds", "0.3", "--log-level", "debug")
     with ServerProcess(repository, tmp_path, *flags) as server:
-        with Load(server.grpc_target, answers, plain=4, retrying=0) as load:
+        with Load(server.grpc_target, answers, plain=4, retrying=1) as load:
             server.process.send_signal(sent)
             assert server.wait() == 0
             host, port = server.grpc_target.split(":")
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((host, int(port)))
         assert load.wrong == 0
-        assert set(load.codes) <= {"OK", "UNAVAILABLE"}, load.details
+        # gRPC's core cancels what it has read and the server not yet taken; our client tries those again.
+        assert set(load.codes) <= {"OK", "UNAVAILABLE", "CANCELLED"}, load.details
+        assert set(load.retried) <= {"OK", "UNAVAILABLE"}, load.details
         log = server.log()
         # The server's word for it: whatever reached it was answered, and the caller has the answer.
         calls = [entry["code"] for entry in log if entry["message"] == "call"]
         assert set(calls) == {"OK"}
-        assert len(calls) == load.codes["OK"]
+        assert len(calls) == load.codes["OK"] + load.retried["OK"]
         for worker in range(workers) if workers > 1 else [None]:
             own = [entry["message"] for entry in log if entry.get("worker") == worker]
             assert "draining" in own
@@ -108,12 +110,14 @@ def test_a_stuck_worker_is_named_and_the_other_answers(repository, answers, tmp_
         stuck = server.workers()[0]
         with Load(server.grpc_target, answers) as load:
             load.answered(10)
+        counted = total(server, "nvisa_rows_total")
+        assert counted > 0
         os.kill(stuck, signal.SIGSTOP)
         try:
             status, body = server.get("/healthz")
             assert status == 503
             assert body in {f"the event loop of worker {n} is stuck\n" for n in (0, 1)}
-            assert total(server, "nvisa_rows_total") > 0  # with what it had counted when last asked
+            assert total(server, "nvisa_rows_total") == counted  # with what it had counted when last asked
         finally:
             os.kill(stuck, signal.SIGCONT)
         while server.get("/healthz")[0] != 200:

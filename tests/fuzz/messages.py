@@ -46,6 +46,11 @@ def _spoil(draw: Callable[[Any], Any], spoils: Sequence[Callable[[], None]]) -> 
         spoils[index]()
 
 
+def _reshape(draw: Callable[[Any], Any], tensor: Any) -> None:
+    del tensor.shape[:]
+    tensor.shape.extend(draw(_SHAPES))
+
+
 @st.composite
 def assign(draw: Callable[[Any], Any]) -> pb.AssignRequest:
     """An AssignRequest with up to two fields wrong."""
@@ -59,14 +64,10 @@ def assign(draw: Callable[[Any], Any]) -> pb.AssignRequest:
     else:
         tensor.values.extend(x.ravel().tolist())
 
-    def reshape() -> None:
-        del tensor.shape[:]
-        tensor.shape.extend(draw(_SHAPES))
-
     _spoil(
         draw,
         [
-            reshape,
+            lambda: _reshape(draw, tensor),
             lambda: setattr(request, "model_name", draw(_NAMES)),
             lambda: setattr(request, "model_version", draw(_VERSIONS)),
             lambda: setattr(request, "request_id", draw(_TEXTS)),
@@ -93,14 +94,10 @@ def model_infer(draw: Callable[[Any], Any]) -> oip.ModelInferRequest:
     else:
         tensor.contents.fp32_contents.extend(x.ravel().tolist())
 
-    def reshape() -> None:
-        del tensor.shape[:]
-        tensor.shape.extend(draw(_SHAPES))
-
     _spoil(
         draw,
         [
-            reshape,
+            lambda: _reshape(draw, tensor),
             lambda: setattr(request, "model_name", draw(_NAMES)),
             lambda: setattr(request, "model_version", draw(_VERSION_TEXTS)),
             lambda: setattr(request, "id", draw(_TEXTS)),

@@ -12,10 +12,16 @@ from tests.bundles import make_bundle, random_rows
 pytestmark = pytest.mark.gpu
 
 
-def test_cuda_engine_agrees_with_the_cpu(tmp_path):
+@pytest.mark.parametrize("sizes", [(), (1, 16, 256)], ids=["plain", "bound"])
+@pytest.mark.parametrize("graphs", [False, True], ids=["no graphs", "graphs"])
+def test_cuda_engine_agrees_with_the_cpu(tmp_path, sizes, graphs):
     bundle = read_bundle(make_bundle(tmp_path))
-    on_gpu, on_cpu = OnnxEngine(bundle, "cuda"), OnnxEngine(bundle, "cpu")
+    on_gpu, on_cpu = OnnxEngine(bundle, "cuda", cuda_graphs=graphs), OnnxEngine(bundle, "cpu")
     assert (on_gpu.device, on_cpu.device) == ("cuda", "cpu")
-    rows = random_rows(1000)
-    expected = on_cpu.assign(rows).probabilities
-    np.testing.assert_allclose(on_gpu.assign(rows).probabilities, expected, atol=1e-3)
+    on_gpu.prepare(sizes)
+    # A graph is recorded after the first runs of a size, and replayed from then on.
+    for seed in range(4):
+        for n in (1, 16, 256, 1000):
+            rows = random_rows(n, seed=seed)
+            expected = on_cpu.assign(rows).probabilities
+            np.testing.assert_allclose(on_gpu.assign(rows).probabilities, expected, atol=1e-3)

@@ -137,10 +137,14 @@ async def test_arrays_that_cannot_be_sent(ask, service, x):
 
 
 async def test_retries_what_may_pass(ask, service):
-    service.failures = [UNAVAILABLE, (grpc.StatusCode.RESOURCE_EXHAUSTED, {"grpc-retry-pushback-ms": "20"})]
+    service.failures = [
+        UNAVAILABLE,
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, {"grpc-retry-pushback-ms": "20"}),
+        (grpc.StatusCode.CANCELLED, {}),
+    ]
     x = rows(3)
     np.testing.assert_array_equal((await ask("assign", x, model="toy")).clusters, expected(x))
-    assert service.attempts == 3
+    assert service.attempts == 4
 
 
 async def test_retries_large_requests_too(ask, service):

@@ -72,6 +72,15 @@ def test_a_graph_that_is_none_or_not_the_manifests_is_refused(bundle):
         OnnxEngine(with_graph(bundle, renamed), "cpu")
 
 
+def test_prepared_for_some_sizes_it_computes_the_same(bundle):
+    prepared, plain = OnnxEngine(bundle, "cpu"), OnnxEngine(bundle, "cpu")
+    prepared.prepare((1, 4))
+    kept = [(prepared.assign(x), plain.assign(x)) for x in (random_rows(n, seed=n) for n in (4, 1, 5, 4))]
+    for found, expected in kept:
+        np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+        np.testing.assert_array_equal(found.clusters, expected.clusters)
+
+
 def test_rows_of_another_shape_are_an_engine_error(bundle):
     with pytest.raises(EngineError, match="inference failed"):
         OnnxEngine(bundle, "cpu").assign(random_rows(2, (9, 9)))

@@ -153,9 +153,14 @@ def test_on_cuda_every_bucket_is_warmed(tmp_path):
     class Cuda(FakeEngine):
         device = "cuda"
 
+        def prepare(self, sizes):
+            assert not self.batch_sizes
+            self.prepared = sizes
+
     make_bundle(tmp_path)
     engine = Cuda(10)
     repository_of(tmp_path, lambda *_: engine, max_batch_rows=32).load()
+    assert engine.prepared == (1, 4, 16, 32)
     assert engine.batch_sizes == [1, 4, 16, 32]
 
 
