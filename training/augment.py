@@ -1,4 +1,4 @@
-"""Small random affine maps of images: a cluster should survive them."""
+"""Random changes of images that a cluster should survive: small affine maps, and views for contrast."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ LOG_SCALE = 0.1
 SHEAR = 0.14
 LEAST_SIDE = 16
 SHIFT = 1 / 7  # of half the image: two pixels of MNIST's 28
+
+# Of views: least share of the image's area, log of the most that sides are stretched against each other, log
+# of the exponent that values are raised to, and by how much contrast changes.
+LEAST_AREA = 0.3
+LOG_STRETCH = 0.25
+LOG_GAMMA = 0.5
+CONTRAST = 0.4
 
 
 def augments(augment: Literal["auto"] | bool, spec: InputSpec) -> bool:
@@ -75,12 +82,39 @@ def affine(x: Tensor, spec: InputSpec, generator: Source) -> Tensor:
     turn, wide, high, shear, right, down = noise.flatten(1).unbind()
     cos, sin = (TURN * turn).cos(), (TURN * turn).sin()
     wide, high, shear = (LOG_SCALE * wide).exp(), (LOG_SCALE * high).exp(), SHEAR * shear
-    maps = torch.stack(
-        [
-            torch.stack([cos * wide, shear * cos - sin * high, SHIFT * right], -1),
-            torch.stack([sin * wide, shear * sin + cos * high, SHIFT * down], -1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    return to_rows(F.grid_sample(images, grid, align_corners=False), spec).view(x.shape)
+    maps = [
+        [cos * wide, shear * cos - sin * high, SHIFT * right],
+        [sin * wide, shear * sin + cos * high, SHIFT * down],
+    ]
+    return to_rows(_moved(images, maps), spec).view(x.shape)
+
+
+def view(x: Tensor, spec: InputSpec, generator: Source) -> Tensor:
+    """A view of each image, as in SimCLR (Chen et al., 2020): a part of it in full size, in other tones.
+
+    The part has 30 % to all of the area and is stretched by up to a quarter and turned by up to 10°; values
+    are raised to a power between 0.6 and 1.65 and, in each channel, multiplied by 0.6 to 1.4. Nothing is
+    mirrored: of digits and letters that makes others.
+
+    Parameters
+    ----------
+    x
+        Preprocessed rows ``(B, D)`` of values from 0 to 1.
+    """
+    images = to_images(x, spec)
+    n_rows, channels = images.shape[:2]
+    area, *noise = draw("uniform", (6 + channels, n_rows), generator, x.device).unbind()
+    stretch, right, down, turn, gamma, *gains = (2 * values - 1 for values in noise)
+    side, stretch = (LEAST_AREA + (1 - LEAST_AREA) * area).sqrt(), (LOG_STRETCH / 2 * stretch).exp()
+    wide, high = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
+    cos, sin = (TURN * turn).cos(), (TURN * turn).sin()
+    maps = [[wide * cos, -high * sin, right * (1 - wide)], [wide * sin, high * cos, down * (1 - high)]]
+    toned = _moved(images, maps).clamp(0, 1) ** (LOG_GAMMA * gamma).exp().view(-1, 1, 1, 1)
+    return to_rows(toned * (1 + CONTRAST * torch.stack(gains, 1))[..., None, None], spec)
+
+
+def _moved(images: Tensor, maps: list[list[Tensor]]) -> Tensor:
+    """Images ``(B, channels, height, width)`` under affine maps, 2 x 3 entries of ``(B,)`` each."""
+    matrices = torch.stack([torch.stack(row, -1) for row in maps], 1)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)

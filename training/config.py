@@ -88,10 +88,16 @@ class TrainingConfig(BaseModel):
     epsilon_floor: float = Field(1e-4, gt=0, description="least ε, as a share of the first")
     initialisation: Literal["umap", "gmm", "random"] = Field(
         "random",
-        description="umap: Gaussian mixture on a UMAP embedding of the principal components; gmm: on the "
-        "latent space of an autoencoder of the same networks",
+        description="umap: Gaussian mixture on a UMAP embedding of principal components or contrastive "
+        "features; gmm: on the latent space of an autoencoder of the same networks",
     )
     n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph (umap)")
+    contrastive_epochs: int = Field(
+        0,
+        ge=0,
+        description="epochs of contrastive learning of the encoder, whose features are then embedded in "
+        "place of principal components (umap; images of at least 16 pixels a side only)",
+    )
     embeddings: int = Field(
         1,
         ge=1,

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.agreement import agree
+from training.augment import large_images
 from training.config import TrainingConfig
+from training.contrastive import contrast, contrastive_features
 from training.divergence import DivergedError
 from training.embedding import EMBEDDED_ROWS, responsibilities
 from training.mixture import fit_mixture
@@ -136,12 +138,17 @@ def initialise_umap(
 ) -> Start:
     """Cluster a UMAP embedding of the rows, and train the model with those clusters given.
 
-    At most 70,000 evenly spread rows are embedded; see `training.embedding` and `training.agreement`.
-    Parameters and errors as for `initialise_gmm`.
+    At most 70,000 evenly spread rows are embedded: their values, or, of images, with ``contrastive_epochs``,
+    what the encoder has first learned of them. See `training.embedding`, `training.contrastive` and
+    `training.agreement`. Parameters and errors as for `initialise_gmm`.
     """
     chosen = rows[:: -(-len(rows) // EMBEDDED_ROWS)]
-    flat = torch.cat([model.preprocess(part).cpu() for part in _parts(chosen)]).numpy()
-    clusters = torch.as_tensor(responsibilities(flat, config, say).argmax(1), device=rows.device)
+    if config.contrastive_epochs > 0 and large_images(model.spec):
+        contrast(model, chosen, config, say)
+        points = contrastive_features(model, chosen)
+    else:
+        points = torch.cat([model.preprocess(part).cpu() for part in _parts(chosen)])
+    clusters = torch.as_tensor(responsibilities(points.numpy(), config, say).argmax(1), device=rows.device)
     agree(model, chosen, clusters, config, say)
     return Start(_parameters(model, _ASSIGNER))
 
