@@ -123,10 +123,10 @@ def record(result: dict[str, Any], path: Path, run: dict[str, Any]) -> None:
 
 def remembered(cluster: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """``cluster`` of one data set, computed once for what it depends on: it is the same in most rows."""
-    known: dict[tuple[int, int], np.ndarray] = {}
+    known: dict[tuple[int, int, int], np.ndarray] = {}
 
     def recall(x: np.ndarray, config: TrainingConfig, say: Callable[[str], None]) -> np.ndarray:
-        key = config.seed, config.embeddings
+        key = config.seed, config.embeddings, config.contrastive_epochs
         if key not in known:
             known[key] = cluster(x, config, say)
         return known[key]
