@@ -77,11 +77,11 @@ class Router:
         reason = f": {model.reason}" if model.reason else "; try again soon"
         raise NotReady(f"model {model.name} version {model.version} is {model.state}{reason}")
 
-    def find(self, name: str, version: int = 0, label: str = "") -> Model:
+    def find(self, name: str, version: int = 0, label: str = "", key: str = "") -> Model:
         """Return the version that a caller asks for, whatever its state.
 
-        With neither number nor label the default one: that with the label ``stable``, else the largest that
-        is READY.
+        With neither number nor label the one that calls with ``key`` go to; without that the default one:
+        that with the label ``stable``, else the largest that is READY.
 
         Raises
         ------
@@ -96,6 +96,9 @@ class Router:
         labels = labelling.labels if labelling is not None else None
         if version and label:
             raise InvalidInput(f"the call names version {version} and label {label[:64]!r}; set one of them")
+        if key and not (version or label) and (route := self._routes.get(name)) is not None:
+            chosen = route.choose(key)
+            version = chosen.manifest.version if chosen is not None else 0
         if label:
             self._catalogue.able(name)
             versions = labels.versions() if labels is not None else {}
