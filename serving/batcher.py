@@ -46,6 +46,8 @@ class Batcher:
         What its task and threads are called.
     ended
         Called with every call that has ended, however it did, in the task that made it; or ``None``.
+    ran
+        Called after every run with its error, ``None`` if it had none; or ``None``.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Batcher:
         metrics: ModelMetrics,
         name: str = "model",
         ended: Callable[[Call], None] | None = None,
+        ran: Callable[[Exception | None], None] | None = None,
     ) -> None:
         self._spec = spec
         self._limits = limits
         self._metrics = metrics
         self._ended = ended
+        self._ran = ran
         self._queue = CallQueue()
         self._running = 0
         self._runs: set[Batch[Call]] = set()
@@ -232,6 +236,8 @@ class Batcher:
             for call, _, _ in batch.pieces:
                 call.runs = call.runs or []
                 call.runs.append(batch)
+        if self._ran is not None:
+            self._ran(batch.error)
         if batch.error is not None:
             metrics.failed_executions.inc()
             for call, _, _ in batch.pieces:

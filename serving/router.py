@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InvalidInput, NotReady, UnknownModel
-from serving.labels import LABELS_FILE, Labels, LabelsError, parse_labels
+from serving.errors import InvalidInput, NotReady, ServingError, UnknownModel
+from serving.labels import LABELS_FILE, Labels, LabelsError, check_versions, parse_labels
 from serving.metrics import Metrics
 from serving.models import Catalogue, Model, ModelState, ReadyModel
 from serving.routing import Route
@@ -74,8 +74,9 @@ class Router:
             if ready is not None:
                 return ready
         model = self.find(name, version, label)
-        reason = f": {model.reason}" if model.reason else "; try again soon"
-        raise NotReady(f"model {model.name} version {model.version} is {model.state}{reason}")
+        state, why = model.told()
+        reason = f": {why}" if why else "; try again soon"
+        raise NotReady(f"model {model.name} version {model.version} is {state}{reason}")
 
     def find(self, name: str, version: int = 0, label: str = "", key: str = "") -> Model:
         """Return the version that a caller asks for, whatever its state.
@@ -134,13 +135,8 @@ class Router:
             return None
         try:
             labels = parse_labels(content)
-            loaded = {m.version: m.manifest for m in self._catalogue.versions(name) if m.manifest is not None}
-            for label, version in labels.versions().items():
-                if version not in loaded:
-                    raise LabelsError(f"{label} is version {version}, which is not loaded")
-                # Whoever names no version does not know which will answer.
-                if loaded[version].input != loaded[labels.stable].input:
-                    raise LabelsError(f"{label} is version {version}, which takes other rows than stable")
+            loaded = self._catalogue.versions(name)
+            check_versions(labels, {m.version: m.manifest.input for m in loaded if m.manifest is not None})
         except LabelsError as error:
             raise LabelsError(f"{self._labels_file(name)}: {error}") from error
         return labels
@@ -183,11 +179,12 @@ class Router:
         ready = {
             model.version: ReadyModel(model.manifest, model.batcher)
             for model in versions
-            if model.state is ModelState.READY and model.manifest is not None and model.batcher is not None
+            if model.answers and model.manifest is not None and model.batcher is not None
         }
         self._shadow(name, labels, ready)
         if labels is None:
-            default = None if labelling.blocked or not ready else ready[max(ready)]
+            # Not an older one in its place while the largest fails: nobody asked for that.
+            default = None if labelling.blocked else ready.get(self._catalogue.able(name).version)
             self._routes[name] = Route(ready, {}, default)
             self._metrics.versions.label(name, {}, {})
             return
@@ -200,6 +197,14 @@ class Router:
             canary.share if canary is not None else 0.0,
         )
         self._metrics.versions.label(name, labels.versions(), labels.shares())
+
+    def why_failing(self, name: str) -> str:
+        """Return which version that should answer calls for ``name`` fails, and why; empty if none does."""
+        try:
+            model = self.find(name)
+        except ServingError:
+            return ""
+        return f"model {model} fails: {model.failing}" if model.failing else ""
 
     def close(self) -> None:
         """Stop all shadows."""
