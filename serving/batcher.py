@@ -17,7 +17,7 @@ import numpy as np
 
 from serving.bundle import InputSpec
 from serving.call_queue import Answer, Call, CallQueue, Piece
-from serving.engine import Engine
+from serving.engine import Engine, EngineError
 from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.inference import Batch, InferenceThreads
 from serving.limits import BatchLimits
@@ -47,7 +47,8 @@ class Batcher:
     ended
         Called with every call that has ended, however it did, in the task that made it; or ``None``.
     ran
-        Called after every run with its error, ``None`` if it had none; or ``None``.
+        Called after every run with its error, also if no row has finite probabilities, ``None`` if it had
+        none; or ``None``.
     """
 
     def __init__(
@@ -236,10 +237,10 @@ class Batcher:
             for call, _, _ in batch.pieces:
                 call.runs = call.runs or []
                 call.runs.append(batch)
-        if self._ran is not None:
-            self._ran(batch.error)
         if batch.error is not None:
             metrics.failed_executions.inc()
+            if self._ran is not None:
+                self._ran(batch.error)
             for call, _, _ in batch.pieces:
                 self._queue.remove(call)
                 _fail(call, batch.error)
@@ -249,6 +250,8 @@ class Batcher:
         metrics.rows.inc(batch.rows)
         finite = np.isfinite(batch.confidences)
         all_finite = bool(finite.all())
+        if self._ran is not None:
+            self._ran(None if finite.any() else EngineError("no row of a run has finite probabilities"))
         arrays: tuple[np.ndarray, ...] = (batch.clusters, batch.confidences, batch.probabilities)
         if batch.novelty is not None:
             arrays += (batch.novelty,)

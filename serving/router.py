@@ -16,6 +16,10 @@ from serving.shadow import Shadow, Shadowed
 
 log = logging.getLogger(__name__)
 
+# Callers that come while a model loads are asked to come again after so long: our client's five attempts then
+# last for some seconds.
+LOADING_RETRY_SECONDS = 1.0
+
 
 @dataclass
 class _Labelling:
@@ -76,7 +80,10 @@ class Router:
         model = self.find(name, version, label)
         state, why = model.told()
         reason = f": {why}" if why else "; try again soon"
-        raise NotReady(f"model {model.name} version {model.version} is {state}{reason}")
+        raise NotReady(
+            f"model {model.name} version {model.version} is {state}{reason}",
+            LOADING_RETRY_SECONDS if state is ModelState.LOADING else None,
+        )
 
     def find(self, name: str, version: int = 0, label: str = "", key: str = "") -> Model:
         """Return the version that a caller asks for, whatever its state.

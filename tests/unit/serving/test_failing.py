@@ -30,7 +30,7 @@ from tests.unit.serving.served import Numbered, serving
 
 CODE = grpc.StatusCode
 GONE = "inference failed: the device is gone"
-POISON = 255
+POISON, TOO_LARGE = 255, 254  # rows of nothing else make a run fail, or give NaN
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ class Device:
     """Where engines run: all that were built of a version stop working while it is ``gone``."""
 
     def __init__(self):
-        self.gone = set()
+        self.gone, self.nan = set(), set()
         self.hang = threading.Event()
         self.let_go = threading.Event()
         self.built = []
@@ -57,7 +57,10 @@ class Device:
                     assert device.let_go.wait(TIMEOUT)
                 if version in device.gone or (x == POISON).all():
                     raise EngineError(GONE)
-                return super().assign(x)
+                answer = super().assign(x)
+                if (x == TOO_LARGE).all() or version in device.nan:
+                    answer.probabilities[:] = np.nan
+                return answer
 
         self.built.append(version)
         return OnDevice(version)
@@ -238,8 +241,25 @@ async def test_rows_that_make_a_model_fail_cost_others_nothing(tmp_path, device)
         for _ in range(20):
             assert (await ask.assign(poison))[0] is CODE.INTERNAL
             assert ask.server.is_ready()
+        too_large = np.full((2, 8, 8), TOO_LARGE, np.uint8)
+        for _ in range(20):
+            assert (await ask.assign(too_large))[0] is CODE.INVALID_ARGUMENT
+            assert ask.server.is_ready()
         assert await ask.assign() == (CODE.OK, 1)
         assert ask.value("nvisa_model_failing") == 0
+
+
+async def test_a_device_that_answers_nan_whatever_it_is_asked_fails(tmp_path, device):
+    make_bundle(tmp_path)
+    async with caller(tmp_path, device) as ask:
+        device.nan = {1}
+        while ask.server.is_ready():
+            assert (await ask.assign())[0] is CODE.INVALID_ARGUMENT
+        assert "answers zeros with NaN or infinity" in (await ask.readyz())[1]
+        assert (await ask.assign())[0] is CODE.UNAVAILABLE
+        device.nan = set()
+        await until(ask.server.is_ready)
+        assert await ask.assign() == (CODE.OK, 1)
 
 
 async def test_while_the_largest_fails_no_older_version_answers_in_its_place(tmp_path, device):
