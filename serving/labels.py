@@ -140,5 +140,11 @@ def write_labels(labels: Labels) -> bytes:
     """Return the content of a file with ``labels``."""
     import yaml
 
-    document = labels.model_dump(exclude_none=True)
-    return bytes(yaml.safe_dump(document, sort_keys=False, default_flow_style=None, encoding="utf-8"))
+    # One line a label, the canary's parts in braces.
+    lines = [
+        yaml.safe_dump(
+            {label: value}, sort_keys=False, default_flow_style=None if label != "stable" else False
+        )
+        for label, value in labels.model_dump(exclude_none=True).items()
+    ]
+    return "".join(lines).encode()
