@@ -8,23 +8,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.bundles import make_bundle
-from tests.chaos.load import Answers, Load, total
+from tests.chaos.load import Load, total
 from tests.servers import TIMEOUT, ServerProcess
 
 SERVICE = "nvisa.v1.ClusterService"
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models")
-    make_bundle(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def answers(repository):
-    return Answers(repository / "toy" / "1")
 
 
 class Device:

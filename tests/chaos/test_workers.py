@@ -9,21 +9,8 @@ import time
 
 import pytest
 
-from tests.bundles import make_bundle
-from tests.chaos.load import Answers, Load, total
+from tests.chaos.load import Load, total
 from tests.servers import ServerProcess
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models")
-    make_bundle(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def answers(repository):
-    return Answers(repository / "toy" / "1")
 
 
 def test_a_killed_worker_costs_only_its_calls_in_flight_and_no_total_falls(
