@@ -17,7 +17,7 @@ import numpy as np
 
 from serving.bundle import InputSpec
 from serving.call_queue import Answer, Call, CallQueue, Piece
-from serving.engine import Engine
+from serving.engine import Engine, EngineError
 from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.inference import Batch, InferenceThreads
 from serving.limits import BatchLimits
@@ -46,6 +46,9 @@ class Batcher:
         What its task and threads are called.
     ended
         Called with every call that has ended, however it did, in the task that made it; or ``None``.
+    ran
+        Called after every run with its error, also if no row has finite probabilities, ``None`` if it had
+        none; or ``None``.
     """
 
     def __init__(
@@ -56,11 +59,13 @@ class Batcher:
         metrics: ModelMetrics,
         name: str = "model",
         ended: Callable[[Call], None] | None = None,
+        ran: Callable[[Exception | None], None] | None = None,
     ) -> None:
         self._spec = spec
         self._limits = limits
         self._metrics = metrics
         self._ended = ended
+        self._ran = ran
         self._queue = CallQueue()
         self._running = 0
         self._runs: set[Batch[Call]] = set()
@@ -234,6 +239,8 @@ class Batcher:
                 call.runs.append(batch)
         if batch.error is not None:
             metrics.failed_executions.inc()
+            if self._ran is not None:
+                self._ran(batch.error)
             for call, _, _ in batch.pieces:
                 self._queue.remove(call)
                 _fail(call, batch.error)
@@ -243,6 +250,8 @@ class Batcher:
         metrics.rows.inc(batch.rows)
         finite = np.isfinite(batch.confidences)
         all_finite = bool(finite.all())
+        if self._ran is not None:
+            self._ran(None if finite.any() else EngineError("no row of a run has finite probabilities"))
         arrays: tuple[np.ndarray, ...] = (batch.clusters, batch.confidences, batch.probabilities)
         if batch.novelty is not None:
             arrays += (batch.novelty,)

@@ -24,7 +24,19 @@ class UnknownModel(ServingError):
 
 
 class NotReady(ServingError):
-    """The model is still loading, or the server is draining; another try may succeed."""
+    """The model is still loading, or the server is draining; another try may succeed.
+
+    Parameters
+    ----------
+    message
+        What the caller reads.
+    retry_after
+        Seconds after which another try makes sense; ``None`` at once, as another server may answer.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Unauthenticated(ServingError):
@@ -99,6 +111,6 @@ def status_of(error: Exception, method: str, request_id: str = "") -> Status:
 
 
 def _trailers(error: ServingError) -> tuple[tuple[str, str], ...]:
-    if isinstance(error, Overloaded):
+    if isinstance(error, (Overloaded, NotReady)) and error.retry_after is not None:
         return (("grpc-retry-pushback-ms", str(max(1, round(error.retry_after * 1000)))),)
     return ()

@@ -98,7 +98,9 @@ class ClusterService(ClusterServiceServicer):
         self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetModelResponse:
         """Describe one model."""
-        model = self._repository.find(request.model_name, request.model_version, request.model_label)
+        model = self._repository.find(
+            request.model_name, request.model_version, request.model_label, request.request_id
+        )
         return pb.GetModelResponse(model=self._describe(model), limits=self._limits)
 
     async def ListModels(

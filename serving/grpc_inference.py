@@ -67,7 +67,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             model = self._repository.find(request.name, *_version(request.version))
         except NotReady:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=self._is_ready() and model.state is ModelState.READY)
+        return pb.ModelReadyResponse(ready=self._is_ready() and model.answers)
 
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: grpc.aio.ServicerContext

@@ -9,9 +9,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serving.bundle import InputSpec
 
 LABELS_FILE = "labels.yaml"
 LABELS = ("stable", "canary", "shadow")
@@ -71,6 +74,31 @@ class Labels(_Part):
         return {label: given[label] for label in self.versions()}
 
 
+def check_versions(labels: Labels, inputs: Mapping[int, InputSpec], missing: str = "not loaded") -> None:
+    """Make sure that calls which name no version may go where ``labels`` point.
+
+    Parameters
+    ----------
+    labels
+        To be checked.
+    inputs
+        What each version takes that there is.
+    missing
+        How a version that there is not is described.
+
+    Raises
+    ------
+    LabelsError
+        If a label points at none of them, or at one that takes other rows than the stable one.
+    """
+    for label, version in labels.versions().items():
+        if version not in inputs:
+            raise LabelsError(f"{label} is version {version}, which is {missing}")
+        # Whoever names no version does not know which will answer.
+        if inputs[version] != inputs[labels.stable]:
+            raise LabelsError(f"{label} is version {version}, which takes other rows than stable")
+
+
 def parse_labels(content: bytes) -> Labels:
     """Return what a labels file with ``content`` says.
 
@@ -88,6 +116,17 @@ def parse_labels(content: bytes) -> Labels:
         document: Any = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise LabelsError(f"not YAML: {' '.join(str(error).split())}") from error
+    return as_labels(document)
+
+
+def as_labels(document: Any) -> Labels:
+    """Return the labels that a file's ``document`` holds.
+
+    Raises
+    ------
+    LabelsError
+        If it does not fit the schema.
+    """
     try:
         return Labels.model_validate(document)
     except ValidationError as error:
@@ -95,3 +134,17 @@ def parse_labels(content: bytes) -> Labels:
         where = ".".join(str(part) for part in first["loc"])
         why = first["msg"].removeprefix("Value error, ")
         raise LabelsError(f"{where}: {why}" if where else why) from error
+
+
+def write_labels(labels: Labels) -> bytes:
+    """Return the content of a file with ``labels``."""
+    import yaml
+
+    # One line a label, the canary's parts in braces.
+    lines = [
+        yaml.safe_dump(
+            {label: value}, sort_keys=False, default_flow_style=None if label != "stable" else False
+        )
+        for label, value in labels.model_dump(exclude_none=True).items()
+    ]
+    return "".join(lines).encode()

@@ -127,9 +127,7 @@ class ModelControl:
         except BundleError as error:
             raise Refused(str(error)) from error
         listed = {key: Listed(*key, None, "not loaded") for key in found.bundles}
-        listed |= {
-            model.key: Listed(*model.key, model.state, model.reason) for model in self._repository.models()
-        }
+        listed |= {model.key: Listed(*model.key, *model.told()) for model in self._repository.models()}
         return [listed[key] for key in sorted(listed)]
 
     def close(self) -> None:
@@ -187,10 +185,11 @@ class ModelControl:
     async def _take(self, key: Key, found: Snapshot, *, again: bool = False) -> str:
         """Load what is new or has changed; why it cannot be.
 
-        What failed is tried ``again`` without a change only if told to.
+        What failed, or fails, is tried ``again`` without a change only if told to.
         """
         model, mark = self._repository.version(key), found.bundles[key]
-        if model is not None and model.tried == mark and not (again and model.state is ModelState.FAILED):
+        again = again and model is not None and model.told()[0] is ModelState.FAILED
+        if model is not None and model.tried == mark and not again:
             self._repository.set_kept(model, False)
             return ""
         return await self._repository.replace(key, mark)

@@ -18,12 +18,13 @@ _STATES = {
 
 def describe(model: Model, is_default: bool, labels: Sequence[str] = ()) -> pb.Model:
     """Everything known of ``model``; its name, version and state only while it is not loaded."""
+    state, reason = model.told()
     message = pb.Model(
         name=model.name,
         version=model.version,
         is_default=is_default,
-        state=_STATES[model.state],
-        state_reason=model.reason,
+        state=_STATES[state],
+        state_reason=reason,
         labels=labels,
     )
     if model.manifest is not None and model.engine is not None:

@@ -15,6 +15,7 @@ from serving.bundle import Manifest
 from serving.call_queue import Answer
 from serving.engine import Engine
 from serving.errors import UnknownModel
+from serving.failing import FailureWatch
 from serving.metrics import ModelMetrics
 from serving.snapshot import Fingerprint, Key
 
@@ -43,6 +44,10 @@ class Model:
         Its batcher is being closed, so the batcher's end is no fault.
     kept
         Its files are gone, but a label points at it.
+    failing
+        Why every run of it fails; empty if it does not. Calls are refused meanwhile.
+    watch
+        Finds that out.
     """
 
     name: str
@@ -57,11 +62,24 @@ class Model:
     metrics: ModelMetrics | None = None
     retiring: bool = False
     kept: bool = False
+    failing: str = ""
+    watch: FailureWatch | None = None
 
     @property
     def key(self) -> Key:
         """Name and version."""
         return self.name, self.version
+
+    @property
+    def answers(self) -> bool:
+        """Whether calls are let in."""
+        return self.state is ModelState.READY and not self.failing
+
+    def told(self) -> tuple[ModelState, str]:
+        """Return state and reason as callers are told: what fails on every run is FAILED, though loaded."""
+        if self.state is ModelState.READY and self.failing:
+            return ModelState.FAILED, f"it fails on every run: {self.failing}"
+        return self.state, self.reason
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,10 @@ from serving.batcher import Batcher
 from serving.bundle import BundleError
 from serving.engine import EngineError
 from serving.errors import NotReady, ServingError
+from serving.failing import FailureWatch
 from serving.labels import LabelsError
 from serving.limits import batch_limits
-from serving.loading import BuildEngine, Loaded, load_model, onnx_engine
+from serving.loading import BuildEngine, Loaded, load_model, onnx_engine, warm_up
 from serving.memory import give_back
 from serving.metrics import Metrics
 from serving.models import STATES, Catalogue, Model, ModelState
@@ -51,6 +52,8 @@ class Repository:
     ----------
     found
         What was in the repository at start.
+    changed
+        Called when `why_failing` may have changed; to be set.
 
     Raises
     ------
@@ -73,6 +76,7 @@ class Repository:
         self._closing = False
         self._catalogue = Catalogue()
         self._router = Router(self._catalogue, settings, metrics)
+        self.changed: Callable[[], None] = lambda: None
         self.get, self.find, self.labels_of = self._router.get, self._router.find, self._router.labels_of
         self.found = take_snapshot(settings.model_repository)
         if not self.found.bundles:
@@ -125,6 +129,9 @@ class Repository:
         """Close every batcher, when the calls have ended."""
         self._closing = True
         self._router.close()
+        for model in self._catalogue:
+            if model.watch is not None:
+                model.watch.close()
         for batcher in self.batchers():
             await batcher.close()
 
@@ -161,9 +168,20 @@ class Repository:
         except ServingError:
             return None
 
+    def why_failing(self) -> str:
+        """Return which model fails, of those that answer calls which name no version; empty if none does.
+
+        With ``allow_partial`` the server serves on while any of them answers.
+        """
+        whys = [self._router.why_failing(name) for name in self.names()]
+        if self._settings.allow_partial and not all(whys):
+            return ""
+        return "; ".join(filter(None, whys))
+
     def take_labels(self, name: str, content: bytes | None) -> None:
         """See `Router.take_labels`."""
         self._router.take_labels(name, content)
+        self.changed()
 
     async def replace(self, key: Key, mark: Fingerprint) -> str:
         """Load a version beside what serves, then switch to it.
@@ -217,6 +235,7 @@ class Repository:
             self._metrics.unloaded(*model.key)
         for name in {model.name for model in models}:
             self._router.refresh(name)
+        self.changed()
         for model in models:
             await self._retire(model)
             log.info("model unloaded", extra={"model": model.name, "version": model.version})
@@ -263,23 +282,37 @@ class Repository:
         model.metrics = self._metrics.for_model(manifest, settings.low_confidence, settings.drift_window_rows)
         # The model alone owns its engine: when it lets go, the memory is free, whoever still holds on to the
         # batcher. A run in progress keeps it until it ends.
+        shared, limits = weakref.proxy(engine), batch_limits(settings, engine.device)
+        model.watch = FailureWatch(
+            str(model),
+            partial(warm_up, shared, manifest, limits),
+            partial(self._set_failing, model),
+            failures=settings.failed_runs,
+            seconds=settings.run_timeout_seconds,
+            hangs=partial(self._task_ended, model),
+        )
         batcher = model.batcher = Batcher(
-            weakref.proxy(engine),
+            shared,
             manifest.input,
-            batch_limits(settings, engine.device),
+            limits,
             model.metrics,
             str(model),
             tracing.of_model(*model.key) if tracing is not None else None,
+            model.watch.ran,
         )
-        batcher.task.add_done_callback(partial(self._batcher_ended, model))
+        batcher.task.add_done_callback(partial(self._task_ended, model))
         self._metrics.loaded(manifest, engine.device)
         self._metrics.versions.set_stale(*model.key, False)
+        self._metrics.versions.set_failing(*model.key, False)
         self._put(model, ModelState.READY)
         self._router.refresh(model.name)
+        self.changed()
 
     async def _retire(self, model: Model) -> None:
         """Let a version that gets no more calls answer those that it has, and free it."""
         model.retiring = True
+        if model.watch is not None:
+            model.watch.close()
         if model.batcher is not None and model.metrics is not None:
             try:
                 async with asyncio.timeout(self._settings.grace_seconds):
@@ -291,10 +324,18 @@ class Repository:
             except TimeoutError:
                 extra = {"model": model.name, "version": model.version}
                 log.warning("unloaded, calls in flight were cut off", extra=extra)
-        model.batcher = model.engine = model.metrics = None
+        model.batcher = model.engine = model.metrics = model.watch = None
         await in_thread(give_back, "memory")
 
-    def _batcher_ended(self, model: Model, task: asyncio.Task[None]) -> None:
+    def _set_failing(self, model: Model, why: str) -> None:
+        if model.retiring:
+            return
+        model.failing = why
+        self._metrics.versions.set_failing(*model.key, bool(why))
+        self._router.refresh(model.name)
+        self.changed()
+
+    def _task_ended(self, model: Model, task: asyncio.Task[None]) -> None:
         if not (model.retiring or self._closing or self.died.done()):
             self.died.set_result(task)
 

@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InvalidInput, NotReady, UnknownModel
-from serving.labels import LABELS_FILE, Labels, LabelsError, parse_labels
+from serving.errors import InvalidInput, NotReady, ServingError, UnknownModel
+from serving.labels import LABELS_FILE, Labels, LabelsError, check_versions, parse_labels
 from serving.metrics import Metrics
 from serving.models import Catalogue, Model, ModelState, ReadyModel
 from serving.routing import Route
@@ -15,6 +15,10 @@ from serving.settings import ServerSettings
 from serving.shadow import Shadow, Shadowed
 
 log = logging.getLogger(__name__)
+
+# Callers that come while a model loads are asked to come again after so long: our client's five attempts then
+# last for some seconds.
+LOADING_RETRY_SECONDS = 1.0
 
 
 @dataclass
@@ -74,14 +78,18 @@ class Router:
             if ready is not None:
                 return ready
         model = self.find(name, version, label)
-        reason = f": {model.reason}" if model.reason else "; try again soon"
-        raise NotReady(f"model {model.name} version {model.version} is {model.state}{reason}")
+        state, why = model.told()
+        reason = f": {why}" if why else "; try again soon"
+        raise NotReady(
+            f"model {model.name} version {model.version} is {state}{reason}",
+            LOADING_RETRY_SECONDS if state is ModelState.LOADING else None,
+        )
 
-    def find(self, name: str, version: int = 0, label: str = "") -> Model:
+    def find(self, name: str, version: int = 0, label: str = "", key: str = "") -> Model:
         """Return the version that a caller asks for, whatever its state.
 
-        With neither number nor label the default one: that with the label ``stable``, else the largest that
-        is READY.
+        With neither number nor label the one that calls with ``key`` go to; without that the default one:
+        that with the label ``stable``, else the largest that is READY.
 
         Raises
         ------
@@ -96,6 +104,9 @@ class Router:
         labels = labelling.labels if labelling is not None else None
         if version and label:
             raise InvalidInput(f"the call names version {version} and label {label[:64]!r}; set one of them")
+        if key and not (version or label) and (route := self._routes.get(name)) is not None:
+            chosen = route.choose(key)
+            version = chosen.manifest.version if chosen is not None else 0
         if label:
             self._catalogue.able(name)
             versions = labels.versions() if labels is not None else {}
@@ -131,13 +142,8 @@ class Router:
             return None
         try:
             labels = parse_labels(content)
-            loaded = {m.version: m.manifest for m in self._catalogue.versions(name) if m.manifest is not None}
-            for label, version in labels.versions().items():
-                if version not in loaded:
-                    raise LabelsError(f"{label} is version {version}, which is not loaded")
-                # Whoever names no version does not know which will answer.
-                if loaded[version].input != loaded[labels.stable].input:
-                    raise LabelsError(f"{label} is version {version}, which takes other rows than stable")
+            loaded = self._catalogue.versions(name)
+            check_versions(labels, {m.version: m.manifest.input for m in loaded if m.manifest is not None})
         except LabelsError as error:
             raise LabelsError(f"{self._labels_file(name)}: {error}") from error
         return labels
@@ -180,11 +186,12 @@ class Router:
         ready = {
             model.version: ReadyModel(model.manifest, model.batcher)
             for model in versions
-            if model.state is ModelState.READY and model.manifest is not None and model.batcher is not None
+            if model.answers and model.manifest is not None and model.batcher is not None
         }
         self._shadow(name, labels, ready)
         if labels is None:
-            default = None if labelling.blocked or not ready else ready[max(ready)]
+            # Not an older one in its place while the largest fails: nobody asked for that.
+            default = None if labelling.blocked else ready.get(self._catalogue.able(name).version)
             self._routes[name] = Route(ready, {}, default)
             self._metrics.versions.label(name, {}, {})
             return
@@ -197,6 +204,14 @@ class Router:
             canary.share if canary is not None else 0.0,
         )
         self._metrics.versions.label(name, labels.versions(), labels.shares())
+
+    def why_failing(self, name: str) -> str:
+        """Return which version that should answer calls for ``name`` fails, and why; empty if none does."""
+        try:
+            model = self.find(name)
+        except ServingError:
+            return ""
+        return f"model {model} fails: {model.failing}" if model.failing else ""
 
     def close(self) -> None:
         """Stop all shadows."""

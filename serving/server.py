@@ -71,13 +71,14 @@ class Server:
         self.metrics_port = 0
         self.health_port: int | None = None
         self.started = asyncio.Event()
-        self._why_not_ready = "starting"
+        self._phase = self._why_not_ready = "starting"
         self._tracing = tracing or (_start_tracing() if settings.tracing else None)
         try:
             build = build_engine or partial(onnx_engine, cuda_graphs=settings.cuda_graphs)
             self._repository = Repository(settings, self.metrics, build, self._tracing)
         except BundleError as error:
             raise StartError(str(error)) from error
+        self._repository.changed = self._show_ready
         self._control = ModelControl(self._repository, settings, self.metrics)
         self._security = Security(settings, self.metrics)
         self._health = HealthService(SERVICES)
@@ -133,7 +134,7 @@ class Server:
                 return 0 if await self._drain(grpc_server) else 1
             return 1
         finally:
-            self._set_ready("stopped")
+            self._enter("stopped")
             self._health.close()
             watchdog.close()
             for watcher in watchers:
@@ -188,7 +189,7 @@ class Server:
         """Load, then serve until told to stop; False if a background task died before that."""
         stop, control = asyncio.create_task(self._stop.wait(), name="stop"), None
         try:
-            self._set_ready("loading models")
+            self._enter("loading models")
             loading = in_thread(self._repository.load)
             waiting: set[asyncio.Future[Any]] = {loading, stop}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -202,7 +203,7 @@ class Server:
             if self._link is not None:
                 self._listen(servers)
                 await self._start(servers)
-            self._set_ready("")
+            self._enter("")
             log.info(
                 "ready",
                 extra={
@@ -230,7 +231,7 @@ class Server:
 
     async def _drain(self, grpc_server: grpc.aio.Server) -> bool:
         """Stop taking calls, finish those in flight; whether all were finished."""
-        self._set_ready("draining")
+        self._enter("draining")
         log.info("draining", extra={"drain_seconds": self._drain_seconds})
         # Load balancers still send calls until they have seen that we are not ready: answer those.
         with contextlib.suppress(TimeoutError):
@@ -261,10 +262,18 @@ class Server:
         await self._repository.close()
 
     def is_ready(self) -> bool:
-        """Whether every model is warm and the server is not draining."""
+        """Whether every model is warm, none fails, and the server is not draining."""
         return not self._why_not_ready
 
-    def _set_ready(self, why_not: str) -> None:
+    def _enter(self, phase: str) -> None:
+        """Go on to another part of the server's life; "" is that in which it takes requests."""
+        self._phase = phase
+        self._show_ready()
+
+    def _show_ready(self) -> None:
+        why_not = self._phase or self._repository.why_failing()
+        if why_not == self._why_not_ready:
+            return
         self._why_not_ready = why_not
         self._health.set_ready(not why_not)
         self.metrics.ready.set(not why_not)

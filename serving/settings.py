@@ -116,6 +116,12 @@ class ServerSettings(LayeredSettings):
         description="a run of a model that takes longer ends the server with an error, so that whatever "
         "started it starts it again; 0 waits for ever",
     )
+    failed_runs: int = Field(
+        3,
+        ge=1,
+        description="after so many failed runs of a model in a row, rows of its own are tried; if they fail, "
+        "too, its calls are refused, and the server is not ready, until they succeed",
+    )
     low_confidence: float = Field(0.5, ge=0, le=1, description="rows below this count as low confidence")
     drift_window_rows: int = Field(
         10_000, ge=100, description="drift is measured over about so many last rows"

@@ -35,6 +35,12 @@ class VersionMetrics:
             _MODEL,
             registry=registry,
         )
+        self._failing = Gauge(
+            "nvisa_model_failing",
+            "1 while every run of a version fails, as when its device is gone; its calls are refused",
+            _MODEL,
+            registry=registry,
+        )
         self.unreadable = Gauge(
             "nvisa_repository_unreadable",
             "1 while the model repository cannot be read, or is empty; what is loaded still answers",
@@ -77,7 +83,14 @@ class VersionMetrics:
             registry=registry,
         )
         self.of_models = (
-            *(self._loads, self._stale, self._label_share, self.shadow_rows, self.shadow_disagreeing),
+            *(
+                self._loads,
+                self._stale,
+                self._failing,
+                self._label_share,
+                self.shadow_rows,
+                self.shadow_disagreeing,
+            ),
             *(self.shadow_dropped, self.shadow_disagreement),
         )
 
@@ -91,6 +104,10 @@ class VersionMetrics:
     def set_stale(self, model: str, version: int, stale: bool) -> None:
         """Show whether what answers as this version is not what its files hold."""
         self._stale.labels(model, version).set(stale)
+
+    def set_failing(self, model: str, version: int, failing: bool) -> None:
+        """Show whether every run of this version fails."""
+        self._failing.labels(model, version).set(failing)
 
     def label(self, model: str, versions: Mapping[str, int], shares: Mapping[str, float]) -> None:
         """Show the labels in force, in place of all that were shown of ``model``."""

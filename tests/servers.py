@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -72,24 +72,60 @@ async def in_process(
 class ServerProcess:
     """``nvisa-serve`` as a process of its own.
 
+    Parameters
+    ----------
+    repository
+        Its models.
+    folder
+        Where its log and the file with its ports go.
+    flags
+        Of the command line.
+    wait_ready
+        Wait until it is ready, not only until it listens.
+    python
+        What Python runs.
+    env
+        More of its environment.
+    log
+        Another file for its log.
+
     Attributes
     ----------
     grpc_target, health_target, http
         Where it listens, known once it does.
     """
 
-    def __init__(self, repository: Path, folder: Path, *flags: str, wait_ready: bool = True) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        folder: Path,
+        *flags: str,
+        wait_ready: bool = True,
+        python: Sequence[str] = ("-m", "serving.cli"),
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
         self._port_file = folder / "ports.json"
-        self._log_file = folder / "log.jsonl"
+        self._log_file = log or folder / "log.jsonl"
         self._wait_ready = wait_ready
-        self._command = command(
-            *("--model-repository", str(repository), "--grpc-port", "0", "--metrics-port", "0"),
+        self._env = environment() | dict(env or {})
+        self._command = (
+            *(
+                sys.executable,
+                *python,
+                "--model-repository",
+                str(repository),
+                "--grpc-port",
+                "0",
+                "--metrics-port",
+                "0",
+            ),
             *("--port-file", str(self._port_file), "--device", "cpu", "--drain-seconds", "0", *flags),
         )
 
     def __enter__(self) -> Self:
         with self._log_file.open("wb") as log:
-            self.process = subprocess.Popen(self._command, cwd=ROOT, stderr=log, env=environment())
+            self.process = subprocess.Popen(self._command, cwd=ROOT, stderr=log, env=self._env)
         self._wait_for(self._port_file.exists)
         ports = json.loads(self._port_file.read_text())
         self.grpc_target = f"127.0.0.1:{ports['grpc_port']}"
@@ -123,7 +159,11 @@ class ServerProcess:
 
     def log(self) -> list[dict[str, Any]]:
         """Everything it has logged."""
-        return [json.loads(line) for line in self._log_file.read_text().splitlines()]
+        return [json.loads(line) for line in self.log_text().splitlines()]
+
+    def log_text(self) -> str:
+        """The same as it is: gRPC itself writes of calls that are cut off, and no JSON."""
+        return self._log_file.read_text()
 
     def _wait_for(self, condition: Any) -> None:
         end = time.monotonic() + TIMEOUT

@@ -23,10 +23,12 @@ from serving.client.messages import (
     AssignResult,
     Health,
     ModelInfo,
+    Version,
     assign_request,
     assign_result,
     is_small,
     model_info,
+    model_request,
     new_request_id,
     slices,
 )
@@ -88,7 +90,7 @@ class AsyncClusterClient:
         x: Rows,
         *,
         model: str,
-        version: int | None = None,
+        version: Version = None,
         probabilities: bool = False,
         novelty: bool = False,
         request_id: str | None = None,
@@ -99,7 +101,7 @@ class AsyncClusterClient:
         request_id = new_request_id() if request_id is None else request_id
         parts = [slice(None)]
         if not is_small(rows):
-            info = await self.model(model, version=version, timeout=timeout)
+            info = await self._model(model_request(model, version, request_id), timeout)
             parts, version = slices(rows, info, self._max_message_bytes), info.version
         in_flight = asyncio.Semaphore(_CALLS_IN_FLIGHT)
 
@@ -123,7 +125,7 @@ class AsyncClusterClient:
         batches: Iterable[Rows] | AsyncIterable[Rows],
         *,
         model: str,
-        version: int | None = None,
+        version: Version = None,
         probabilities: bool = False,
         novelty: bool = False,
         timeout: float | None = None,
@@ -140,7 +142,8 @@ class AsyncClusterClient:
         try:
             while True:
                 left = None if end is None else end - loop.time()
-                call = self._clusters.AssignStream(requests(), timeout=left, metadata=self._token.metadata())
+                metadata = (*self._token.metadata(), *stream.metadata)
+                call = self._clusters.AssignStream(requests(), timeout=left, metadata=metadata)
                 try:
                     async for reply in call:
                         for answer in stream.answered(reply):
@@ -169,13 +172,10 @@ class AsyncClusterClient:
         return [model_info(model, reply.limits) for model in reply.models]
 
     async def model(
-        self, name: str, *, version: int | None = None, timeout: float = DEFAULT_TIMEOUT
+        self, name: str, *, version: Version = None, timeout: float = DEFAULT_TIMEOUT
     ) -> ModelInfo:
         """One model; see `ClusterClient.model`."""
-        request = pb.GetModelRequest(model_name=name, model_version=version or 0)
-        with self._errors():
-            reply = await self._clusters.GetModel(request, timeout=timeout, metadata=self._token.metadata())
-        return model_info(reply.model, reply.limits)
+        return await self._model(model_request(name, version), timeout)
 
     async def health(self, *, timeout: float = 5.0) -> Health:
         """Ask the server for its health; see `ClusterClient.health`."""
@@ -195,6 +195,11 @@ class AsyncClusterClient:
     ) -> None:
         """Close the channel."""
         await self.close()
+
+    async def _model(self, request: pb.GetModelRequest, timeout: float) -> ModelInfo:
+        with self._errors():
+            reply = await self._clusters.GetModel(request, timeout=timeout, metadata=self._token.metadata())
+        return model_info(reply.model, reply.limits)
 
     async def _serving(self, service: str, timeout: float) -> bool:
         with self._errors():

@@ -12,6 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from serving.bundle import InputSpec
+from serving.client.messages import Version
 from serving.client.status import refuse_unready
 from serving.client.sync import ClusterClient
 from serving.files import write_atomically
@@ -70,7 +71,7 @@ def assign_file(
     path: Path,
     *,
     model: str,
-    version: int | None = None,
+    version: Version = None,
     timeout: float,
     split: Split = "train",
     label_column: str | None = None,

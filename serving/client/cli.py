@@ -42,7 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="{assign,models,health}")
     assign = _command(commands, "assign", _assign, "assign the rows of a file to clusters")
     assign.add_argument("--model", required=True, help="name of the model")
-    assign.add_argument("--version", type=_version, help="its version; by default the server's choice")
+    assign.add_argument(
+        "--version",
+        type=_version,
+        help="its version, or a label such as canary; by default the server's choice",
+    )
     assign.add_argument("--input", required=True, type=Path, help="IDX, NPY, NPZ, Parquet, CSV, or a folder")
     assign.add_argument("--output", type=Path, help="write .parquet, .csv or .npy instead of showing rows")
     assign.add_argument("--split", choices=("train", "test"), default="train", help="of a folder with both")
@@ -89,9 +93,11 @@ def _security(options: argparse.Namespace) -> Security:
     )
 
 
-def _version(text: str) -> int:
+def _version(text: str) -> int | str:
+    if text[:1].isalpha():
+        return text
     if not text.isdecimal() or not 1 <= int(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number, and no label")
     return int(text)
 
 
@@ -165,12 +171,13 @@ def _models(client: ClusterClient, options: argparse.Namespace) -> int:
         _print_json([dataclasses.asdict(model) for model in models])
         return 0
     _print_table(
-        ["name", "version", "default", "state", "device", "input", "clusters", "created"],
+        ["name", "version", "default", "labels", "state", "device", "input", "clusters", "created"],
         (
             [
                 model.name,
                 str(model.version),
                 "yes" if model.is_default else "",
+                ", ".join(model.labels),
                 model.state + (f" ({model.state_reason})" if model.state_reason else ""),
                 model.device,
                 f"{model.dtype} {list(model.shape)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,9 @@ SMALL_CALL_BYTES = 1 << 20
 _OVERHEAD_BYTES = 4096
 _DTYPES = {"uint8": pb.DATA_TYPE_UINT8, "float32": pb.DATA_TYPE_FLOAT32}
 _DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
+
+Version: TypeAlias = int | str | None
+"""The number of a version, a label that points at one, or the server's choice."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class ModelInfo:
         ISO 8601, UTC.
     has_novelty
         Whether it says novelty.
+    labels
+        Labels that point at it: ``"stable"``, ``"canary"``, ``"shadow"``.
     max_message_bytes, max_queue_rows
         The server's limits; 0 if it does not say.
     """
@@ -94,6 +100,7 @@ class ModelInfo:
     graph_sha256: str
     created: str
     has_novelty: bool
+    labels: tuple[str, ...]
     max_message_bytes: int
     max_queue_rows: int
 
@@ -129,19 +136,48 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
+def version_and_label(version: Version) -> tuple[int, str]:
+    """Return the number and the label to ask for: one of them, or neither.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a number nor the name of a label.
+    """
+    if version is None:
+        return 0, ""
+    if isinstance(version, str):
+        if not version or version.isdecimal():
+            raise ValueError(
+                f"version {version!r} is not a label; pass a number as an int, or a label such as 'canary'"
+            )
+        return 0, version
+    return version, ""
+
+
+def model_request(model: str, version: Version, request_id: str = "") -> pb.GetModelRequest:
+    """Message that asks what a model is: the version named, or that which calls with ``request_id`` go to."""
+    number, label = version_and_label(version)
+    return pb.GetModelRequest(
+        model_name=model, model_version=number, model_label=label, request_id=request_id
+    )
+
+
 def assign_request(
     x: np.ndarray,
     model: str,
-    version: int | None,
+    version: Version,
     probabilities: bool,
     novelty: bool,
     request_id: str = "",
 ) -> pb.AssignRequest:
     """Message that asks for the clusters of ``x``, an array from `as_rows`."""
+    number, label = version_and_label(version)
     return pb.AssignRequest(
         request_id=request_id,
         model_name=model,
-        model_version=version or 0,
+        model_version=number,
+        model_label=label,
         want_probabilities=probabilities,
         want_novelty=novelty,
         input=pb.Tensor(dtype=_DTYPES[x.dtype.name], shape=x.shape, data=x.tobytes()),
@@ -185,6 +221,7 @@ def model_info(model: pb.Model, limits: pb.Limits) -> ModelInfo:
         graph_sha256=model.graph_sha256,
         created=model.created,
         has_novelty=model.HasField("novelty"),
+        labels=tuple(model.labels),
         max_message_bytes=limits.max_message_bytes,
         max_queue_rows=limits.max_queue_rows,
     )

@@ -16,6 +16,7 @@ from serving.pb.nvisa.v1 import cluster_pb2 as pb
 if TYPE_CHECKING:
     from serving.client.rows import Rows
 
+REQUEST_ID = "x-request-id"
 MOST_ATTEMPTS = 5
 # CANCELLED: see `serving.client.channel`.
 _MAY_PASS = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
@@ -31,6 +32,11 @@ class Stream:
         Makes the message of a batch.
     target
         The server's address, for errors.
+
+    Attributes
+    ----------
+    metadata
+        What to send with every call of the stream.
     """
 
     def __init__(self, make: Callable[[Rows], pb.AssignRequest], target: str) -> None:
@@ -39,6 +45,8 @@ class Stream:
         self._unanswered: dict[int, pb.AssignStreamRequest] = {}
         self._answers: dict[int, AssignResult | ClusterServiceError] = {}
         self._id = new_request_id()
+        # By which every call of the stream gets the same of the server's default version and its canary.
+        self.metadata = ((REQUEST_ID, self._id),)
         self._taken = 0
         self._given = 0
         self._attempts = 0
@@ -135,17 +143,27 @@ class AsyncRequests:
         self._stream = stream
         self._batches = _drawn(batches)
         self._drawing: asyncio.Task[Rows | None] | None = None
+        self._call = 0
         self.failure: Exception | None = None
 
-    async def __call__(self) -> AsyncIterator[pb.AssignStreamRequest]:
+    def __call__(self) -> AsyncIterator[pb.AssignStreamRequest]:
         """Requests for another call: what is unanswered, then what comes."""
-        for request in self._stream.unanswered():
+        self._call += 1
+        return self._requests(self._call, self._stream.unanswered())
+
+    async def _requests(
+        self, call: int, again: list[pb.AssignStreamRequest]
+    ) -> AsyncIterator[pb.AssignStreamRequest]:
+        for request in again:
             yield request
         while self.failure is None:
             # Not cancelled with the call: whoever was waited for is the next call's first.
             self._drawing = self._drawing or asyncio.ensure_future(anext(self._batches, None))
             try:
                 x = await asyncio.shield(self._drawing)
+                # gRPC does not stop drawing for a call that has ended by itself.
+                if call != self._call:
+                    return
                 if x is None:
                     return
                 message = self._stream.message(x)

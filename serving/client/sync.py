@@ -24,10 +24,12 @@ from serving.client.messages import (
     AssignResult,
     Health,
     ModelInfo,
+    Version,
     assign_request,
     assign_result,
     is_small,
     model_info,
+    model_request,
     new_request_id,
     slices,
 )
@@ -100,7 +102,7 @@ class ClusterClient:
         x: Rows,
         *,
         model: str,
-        version: int | None = None,
+        version: Version = None,
         probabilities: bool = False,
         novelty: bool = False,
         request_id: str | None = None,
@@ -116,7 +118,8 @@ class ClusterClient:
             ``(n_rows, *row_shape)``: uint8, or a float type, which is sent as float32. Or an Arrow table or
             array, or a list of images, PIL's or encoded: see `serving.client.rows.as_rows`.
         model, version
-            Name of the model; the server's default version without the latter.
+            Name of the model, and its version: a number, or a label such as ``"canary"``. Without, the
+            server's default answers, or its canary for a share of the calls; all rows get the same.
         probabilities
             Also return the probability of every cluster.
         novelty
@@ -139,7 +142,7 @@ class ClusterClient:
         request_id = new_request_id() if request_id is None else request_id
         parts = [slice(None)]
         if not is_small(rows):
-            info = self.model(model, version=version, timeout=timeout)
+            info = self._model(model_request(model, version, request_id), timeout)
             parts, version = slices(rows, info, self._max_message_bytes), info.version
         replies: list[pb.AssignResponse] = []
         pending: deque[grpc.Future] = deque()
@@ -166,7 +169,7 @@ class ClusterClient:
         batches: Iterable[Rows],
         *,
         model: str,
-        version: int | None = None,
+        version: Version = None,
         probabilities: bool = False,
         novelty: bool = False,
         timeout: float | None = None,
@@ -181,7 +184,8 @@ class ClusterClient:
         batches
             Arrays as for `assign`, each within one message. They are drawn in a thread of gRPC's.
         model, version, probabilities, novelty
-            As for `assign`. Without a version, a new default of the server answers from when it is there.
+            As for `assign`. Without a version, a new default of the server answers from when it is there;
+            whether a canary answers is decided once for the whole stream.
         timeout
             Seconds for everything; by default as long as it takes.
 
@@ -205,7 +209,8 @@ class ClusterClient:
         requests = Requests(stream, iter(batches))
         while True:
             left = None if end is None else end - time.monotonic()
-            call = self._clusters.AssignStream(requests(), timeout=left, metadata=self._token.metadata())
+            metadata = (*self._token.metadata(), *stream.metadata)
+            call = self._clusters.AssignStream(requests(), timeout=left, metadata=metadata)
             try:
                 for reply in call:
                     yield from stream.answered(reply)
@@ -233,18 +238,15 @@ class ClusterClient:
             )
         return [model_info(model, reply.limits) for model in reply.models]
 
-    def model(self, name: str, *, version: int | None = None, timeout: float = DEFAULT_TIMEOUT) -> ModelInfo:
+    def model(self, name: str, *, version: Version = None, timeout: float = DEFAULT_TIMEOUT) -> ModelInfo:
         """One model, by default in the version that answers calls which name none.
 
         Raises
         ------
         ClusterServiceError
-            If there is no such model (``NOT_FOUND``), or the server cannot be reached.
+            If there is no such model, version or label (``NOT_FOUND``), or the server cannot be reached.
         """
-        request = pb.GetModelRequest(model_name=name, model_version=version or 0)
-        with self._errors():
-            reply = self._clusters.GetModel(request, timeout=timeout, metadata=self._token.metadata())
-        return model_info(reply.model, reply.limits)
+        return self._model(model_request(name, version), timeout)
 
     def health(self, *, timeout: float = 5.0) -> Health:
         """Ask the server for its health; never repeated.
@@ -269,6 +271,11 @@ class ClusterClient:
     ) -> None:
         """Close the channel."""
         self.close()
+
+    def _model(self, request: pb.GetModelRequest, timeout: float) -> ModelInfo:
+        with self._errors():
+            reply = self._clusters.GetModel(request, timeout=timeout, metadata=self._token.metadata())
+        return model_info(reply.model, reply.limits)
 
     def _serving(self, service: str, timeout: float) -> bool:
         with self._errors():

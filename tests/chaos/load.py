@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import grpc
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.bundle import read_bundle
 from serving.client import ClusterClient, ClusterServiceError
@@ -19,7 +20,7 @@ from serving.engine import OnnxEngine
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceStub
 from tests.bundles import random_rows
-from tests.servers import TIMEOUT
+from tests.servers import TIMEOUT, ServerProcess
 
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -55,6 +56,12 @@ def request(x: np.ndarray) -> pb.AssignRequest:
     return pb.AssignRequest(model_name="toy", input=tensor, want_probabilities=True)
 
 
+def total(server: ServerProcess, name: str) -> float:
+    """The sum of all samples of ``server`` called ``name``."""
+    families = text_string_to_metric_families(server.get("/metrics")[1])
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
 class Load:
     """Calls from several threads, for as long as the block lasts.
 
@@ -68,6 +75,8 @@ class Load:
         Number of wrong answers.
     details
         What came with the last error of each status.
+    pushback
+        Milliseconds after which callers that do not retry were asked to come again, or ``None``, by status.
     """
 
     def __init__(self, target: str, answers: Answers, plain: int = 3, retrying: int = 1) -> None:
@@ -75,6 +84,7 @@ class Load:
         self.retried: Counter[str] = Counter()
         self.wrong = 0
         self.details: dict[str, str] = {}
+        self.pushback: set[tuple[str, str | None]] = set()
         self._target = target
         self._answers = answers
         self._stop = threading.Event()
@@ -86,10 +96,14 @@ class Load:
         ]
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        self.start()
         self.answered(20)
         return self
+
+    def start(self) -> None:
+        """Let the callers begin, whatever they are answered."""
+        for thread in self._threads:
+            thread.start()
 
     def __exit__(self, kind: type[BaseException] | None, _: object, traceback: TracebackType | None) -> None:
         self.stop()
@@ -142,6 +156,8 @@ class Load:
                     reply = stub.Assign(request(self._answers.rows[part]), timeout=TIMEOUT)
                 except grpc.RpcError as error:
                     self._count(self.codes, error.code().name, error.details() or "")
+                    pushback = dict(error.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
+                    self.pushback.add((error.code().name, pushback))
                     time.sleep(0.01)  # a port that refuses does so at once
                 else:
                     clusters = np.frombuffer(reply.clusters_data, "<i8")

@@ -8,29 +8,9 @@ import socket
 import time
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.bundles import make_bundle
-from tests.chaos.load import Answers, Load
+from tests.chaos.load import Load, total
 from tests.servers import ServerProcess
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models")
-    make_bundle(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def answers(repository):
-    return Answers(repository / "toy" / "1")
-
-
-def total(server, name):
-    """The sum of all samples called ``name``."""
-    families = text_string_to_metric_families(server.get("/metrics")[1])
-    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 def test_a_killed_worker_costs_only_its_calls_in_flight_and_no_total_falls(

@@ -17,11 +17,12 @@ from serving.pb.nvisa.v1 import cluster_pb2_grpc as rpc
 
 SHAPE = (4,)
 N_CLUSTERS = 5
+LABELS = {"stable": 2, "canary": 1}
 Failure = tuple[grpc.StatusCode, dict[str, str]]
 
 
 class ClusterService(rpc.ClusterServiceServicer):
-    """Model ``toy``: uint8 rows of 4, versions 1 and 2 (the default).
+    """Model ``toy``: uint8 rows of 4, versions 1, labelled canary, and 2, labelled stable (the default).
 
     Attributes
     ----------
@@ -31,6 +32,8 @@ class ClusterService(rpc.ClusterServiceServicer):
         Whether the models say novelty.
     loading
         Whether the models are said to be loading still.
+    canaries
+        Ids of the calls without a version that the canary answers.
     calls
         The requests for Assign that were answered.
     """
@@ -43,6 +46,7 @@ class ClusterService(rpc.ClusterServiceServicer):
         self.graph_sha256 = "0" * 64
         self.loading = False
         self.says_novelty = False
+        self.canaries: set[str] = set()
         self.engine = FakeEngine(N_CLUSTERS, novelty=True)
         self.health = health.HealthServicer()
         self._lock = threading.Lock()
@@ -60,6 +64,7 @@ class ClusterService(rpc.ClusterServiceServicer):
             n_clusters=N_CLUSTERS,
             clusters=[pb.Cluster(id=k, name=f"cluster {k}") for k in range(N_CLUSTERS)],
             graph_sha256=self.graph_sha256,
+            labels=[label for label, labelled in LABELS.items() if labelled == version],
             created="2026-01-01T00:00:00Z",
             novelty=pb.Novelty(score="toy", rows=9, cost_ratio=2) if self.says_novelty else None,
         )
@@ -83,7 +88,7 @@ class ClusterService(rpc.ClusterServiceServicer):
             run = self.engine.assign(x)
         return pb.AssignResponse(
             model_name="toy",
-            model_version=request.model_version or 2,
+            model_version=self._version(request, context),
             clusters_data=run.clusters.astype("<i8").tobytes(),
             confidences_data=run.confidences.astype("<f4").tobytes(),
             probabilities_data=run.probabilities.tobytes() if request.want_probabilities else b"",
@@ -94,10 +99,17 @@ class ClusterService(rpc.ClusterServiceServicer):
     def GetModel(self, request, context):
         if request.model_name != "toy":
             context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model_name!r}")
-        return pb.GetModelResponse(model=self.model(request.model_version or 2), limits=self.limits)
+        return pb.GetModelResponse(model=self.model(self._version(request, context)), limits=self.limits)
 
     def ListModels(self, request, context):
         return pb.ListModelsResponse(models=[self.model(1), self.model(2)], limits=self.limits)
+
+    def _version(self, request, context):
+        if not request.model_label:
+            return request.model_version or (1 if request.request_id in self.canaries else 2)
+        if request.model_label not in LABELS:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no label {request.model_label!r}")
+        return LABELS[request.model_label]
 
     def set_ready(self, ready: bool) -> None:
         status = (

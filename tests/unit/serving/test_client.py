@@ -103,6 +103,33 @@ async def test_large_arrays_are_split_in_order_and_pinned_to_one_version(ask, se
     assert {call.model_version for call in service.calls} == {2}
 
 
+async def test_a_label_in_place_of_a_version(ask, service):
+    assert (await ask("assign", rows(2), model="toy", version="canary")).version == 1
+    assert (await ask("assign", rows(5000), model="toy", version="canary")).version == 1
+    assert [(c.model_version, c.model_label) for c in service.calls] == [(0, "canary")] + [(1, "")] * 3
+    assert (await ask("model", "toy", version="canary")).labels == ("canary",)
+    with pytest.raises(ClusterServiceError, match="NOT_FOUND: no label 'latest'"):
+        await ask("assign", rows(2), model="toy", version="latest")
+
+
+@pytest.mark.parametrize("version", ["", "3"])
+async def test_what_is_no_label_is_refused_before_it_is_sent(ask, service, version):
+    for n in (1, 5000):
+        with pytest.raises(ValueError, match="pass a number as an int, or a label such as 'canary'"):
+            await ask("assign", rows(n), model="toy", version=version)
+    assert service.attempts == 0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_the_id_of_a_call_decides_for_all_parts_whether_the_canary_answers(ask, service, version):
+    service.canaries = {"one"}
+    x = rows(5000)
+    result = await ask("assign", x, model="toy", request_id={1: "one", 2: "two"}[version])
+    np.testing.assert_array_equal(result.clusters, expected(x))
+    assert result.version == version
+    assert {call.model_version for call in service.calls} == {version}
+
+
 async def test_split_keeps_within_the_servers_message_limit(ask, service):
     service.limits.max_message_bytes = 8192
     x = rows(5000)
@@ -253,13 +280,14 @@ def test_cli_models_and_health(cli, service):
         "name",
         "version",
         "default",
+        "labels",
         "state",
         "device",
         "input",
         "clusters",
         "created",
     ]
-    assert lines[2].split()[:4] == ["toy", "2", "yes", "ready"]
+    assert lines[2].split()[:5] == ["toy", "2", "yes", "stable", "ready"]
     assert [m["version"] for m in json.loads(cli("models", "--json").out)] == [1, 2]
     service.set_ready(False)
     assert "ready: no" in cli("health", status=1).out
@@ -322,6 +350,14 @@ def test_cli_assign_shows_counts_and_first_rows(cli, npy):
     for k, count in enumerate(np.bincount(clusters)):
         assert f"{k}        cluster {k}  {count:,}" in out
     assert "9,000 rows by toy version 2, mean confidence 0.9000, 0 unreadable" in out
+
+
+def test_cli_assign_by_a_label(cli, npy):
+    assert (
+        "by toy version 1," in cli("assign", "--model", "toy", "--version", "canary", "--input", npy[0]).out
+    )
+    err = cli("assign", "--model", "toy", "--version", "latest", "--input", npy[0], status=1).err
+    assert "NOT_FOUND: no label 'latest'" in err
 
 
 def test_cli_assign_while_the_model_is_loading(cli, service, npy):

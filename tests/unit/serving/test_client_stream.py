@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from serving.client import AsyncClusterClient, ClusterClient, ClusterServiceError
+from serving.client.streaming import AsyncRequests, Stream
 from serving.engine import FakeEngine
+from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from tests.bundles import random_rows
 from tests.servers import fake_engine, in_process
 
@@ -129,6 +131,27 @@ async def test_a_stream_goes_on_with_the_next_server_and_asks_nothing_twice(answ
         found = await asking
         assert answered(server) == 50, "what the first server had answered was not sent again"
     assert [answer.clusters.tolist() for answer in found] == [clusters(x) for x in batches]
+
+
+async def test_a_batch_that_two_calls_waited_for_is_sent_by_the_later_one_and_once():
+    arrived = asyncio.Event()
+
+    async def batches():
+        await arrived.wait()
+        yield random_rows(1)
+
+    stream = Stream(lambda x: pb.AssignRequest(), "nowhere")
+    requests = AsyncRequests(stream, batches())
+    earlier, later = requests(), None
+    first = asyncio.ensure_future(anext(earlier, None))
+    await asyncio.sleep(0.01)
+    later = requests()  # the call of the earlier one has ended, and gRPC still draws for it
+    second = asyncio.ensure_future(anext(later, None))
+    await asyncio.sleep(0.01)
+    arrived.set()
+    assert await first is None
+    assert (await second).request.request_id.endswith("-0")
+    assert len(stream.unanswered()) == 1
 
 
 async def test_time_is_up_for_the_whole_stream(answers, server):

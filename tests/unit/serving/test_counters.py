@@ -242,6 +242,7 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
     assert value("nvisa_model_loads", "_total", **TOY, outcome="success") == 1
     assert value("nvisa_model_loads", "_total", **TOY, outcome="failure") == 0
     assert value("nvisa_model_stale", **TOY) == 0
+    assert value("nvisa_model_failing", **TOY) == 0  # test_failing has it at 1
     assert value("nvisa_labels_stale", model="toy") == 0
     assert value("nvisa_repository_unreadable") == 0
     for name in OF_SECURITY + OF_LABELS:

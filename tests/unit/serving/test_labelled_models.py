@@ -7,6 +7,8 @@ import asyncio
 import grpc
 import pytest
 
+from serving.client import AsyncClusterClient, ClusterClient
+from serving.engine import FakeEngine
 from serving.labels import LABELS_FILE
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
@@ -118,6 +120,48 @@ async def test_a_stream_stays_with_one_version_and_its_id_decides_which(channel)
     assert seen == {1, 2}
 
 
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+async def test_cut_arrays_and_streams_of_our_clients_stay_with_one_version(server, kind):
+    """Every array goes to one version whole, by its id; and every stream, by the id that it was given."""
+    x = random_rows(20_000, seed=1)
+    stable = FakeEngine(10).assign(x).clusters
+    target = f"127.0.0.1:{server.grpc_port}"
+    seen = set()
+
+    def sync_array(name):
+        with ClusterClient(target) as client:
+            return client.assign(x, model="toy", request_id=name)
+
+    async def array(name):
+        if kind == "sync":
+            return await asyncio.to_thread(sync_array, name)
+        async with AsyncClusterClient(target) as client:
+            return await client.assign(x, model="toy", request_id=name)
+
+    for name in [f"call-{i}" for i in range(12)]:
+        result = await array(name)
+        assert result.version == (2 if place(name) < SHARE else 1)
+        assert (result.clusters == stable).all()
+        seen.add(result.version)
+    assert seen == {1, 2}
+
+    def sync_stream():
+        with ClusterClient(target) as client:
+            return list(client.assign_stream([ROWS] * 8, model="toy"))
+
+    async def stream():
+        if kind == "sync":
+            return await asyncio.to_thread(sync_stream)
+        async with AsyncClusterClient(target) as client:
+            return [answer async for answer in client.assign_stream([ROWS] * 8, model="toy")]
+
+    for _ in range(8):
+        answers = await stream()
+        assert len({answer.version for answer in answers}) == 1
+        name = answers[0].request_id.rpartition("-")[0]
+        assert answers[0].version == (2 if place(name) < SHARE else 1)
+
+
 async def test_models_say_their_labels(channel):
     stub, other = ClusterServiceStub(channel), GRPCInferenceServiceStub(channel)
     models = (await stub.ListModels(pb.ListModelsRequest())).models
@@ -130,6 +174,12 @@ async def test_models_say_their_labels(channel):
     for label, version in (("", 1), ("canary", 2)):
         question = pb.GetModelRequest(model_name="toy", model_label=label)
         assert (await stub.GetModel(question)).model.version == version
+    for i in [f"call-{i}" for i in range(20)]:
+        version = 2 if place(i) < SHARE else 1
+        question = pb.GetModelRequest(model_name="toy", request_id=i)
+        assert (await stub.GetModel(question)).model.version == version
+        question = pb.GetModelRequest(model_name="toy", request_id=i, model_version=4)
+        assert (await stub.GetModel(question)).model.version == 4
     assert (await other.ModelReady(oip.ModelReadyRequest(name="toy", version="shadow"))).ready
     metadata = await other.ModelMetadata(oip.ModelMetadataRequest(name="toy", version="canary"))
     assert list(metadata.versions) == ["1", "2", "3", "4"]

@@ -75,6 +75,7 @@ async def test_alive_but_not_ready_until_every_model_is_warm_then_ready(one_mode
                 await stub.Assign(assign_request())
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert "is loading; try again" in caught.value.details()
+            assert ("grpc-retry-pushback-ms", "1000") in tuple(caught.value.trailing_metadata())
             model = (await stub.GetModel(pb.GetModelRequest(model_name="toy"))).model
             assert model.state == pb.MODEL_STATE_LOADING
             value = server.metrics.registry.get_sample_value
