@@ -120,22 +120,18 @@ class Metrics:
             *(self._info, self._state, self._on_cuda),
             *self.versions.of_models,
         )
-        self._by_call: dict[tuple[str, str], Counter] = {}
-        self._by_method: dict[str, Histogram] = {}
+        self._methods: dict[str, MethodMetrics] = {}
 
-    def expect(self, method: str) -> None:
-        """Show ``method``'s counts from zero on: Prometheus cannot see a series' first increase otherwise."""
-        for code in ("OK", "INTERNAL"):
-            self._requests.labels(method, code)
+    def of_method(self, method: str) -> MethodMetrics:
+        """Return the metrics of one method, shown from now on."""
+        found = self._methods.get(method)
+        if found is None:
+            found = self._methods[method] = MethodMetrics(self._requests, self._request_seconds, method)
+        return found
 
     def answered(self, method: str, code: str, seconds: float) -> None:
         """Count one call to ``method`` that ended with status ``code`` after ``seconds``."""
-        counter = self._by_call.get((method, code))
-        if counter is None:  # labels() looks a child up under a lock: once is enough
-            counter = self._by_call[method, code] = self._requests.labels(method, code)
-            self._by_method.setdefault(method, self._request_seconds.labels(method))
-        counter.inc()
-        self._by_method[method].observe(seconds)
+        self.of_method(method).answered(code, seconds)
 
     def stream_message(self, code: str) -> None:
         """Count one message of a stream, answered with ``code``."""
@@ -182,6 +178,28 @@ class Metrics:
         tally = ClusterTally(manifest, low_confidence, drift_window_rows)
         self._clusters.tallies.append(tally)
         return ModelMetrics(self, manifest.name, str(manifest.version), tally)
+
+
+class MethodMetrics:
+    """One method's share of `Metrics`: its calls, shown from zero on, and what they took.
+
+    Prometheus cannot see a series' first increase otherwise.
+    """
+
+    def __init__(self, requests: Counter, seconds: Histogram, method: str) -> None:
+        self._requests = requests
+        self._method = method
+        # labels() looks a child up under a lock: once is enough.
+        self._by_code = {code: requests.labels(method, code) for code in ("OK", "INTERNAL")}
+        self._observe = seconds.labels(method).observe
+
+    def answered(self, code: str, seconds: float) -> None:
+        """Count one call that ended with status ``code`` after ``seconds``."""
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = self._requests.labels(self._method, code)
+        counter.inc()
+        self._observe(seconds)
 
 
 class ModelMetrics:
