@@ -3,6 +3,8 @@
 One task owns the queue; the model runs in threads of its own. A batch starts as soon as a thread is free,
 so a lone call never waits for company; calls that come while all threads are busy gather meanwhile. Only
 a batch that is already full is prepared while the others still run, because nothing could join it.
+
+A run that takes less than the way to a thread and back is worth is made on the event loop itself.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from serving.arrivals import Arrivals
 from serving.bundle import InputSpec
 from serving.call_queue import Answer, Call, CallQueue, Piece
 from serving.engine import Engine
@@ -22,6 +25,7 @@ from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.inference import Batch, InferenceThreads
 from serving.limits import BatchLimits
 from serving.metrics import ModelMetrics
+from serving.run_times import RunTimes
 
 # How often a caller that waits for room looks again.
 _ROOM_POLL_SECONDS = 0.05
@@ -61,16 +65,18 @@ class Batcher:
         self._limits = limits
         self._metrics = metrics
         self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
         self._queue = CallQueue()
         self._running = 0
         self._runs: set[Batch[Call]] = set()
         self._closed = False
         self._seconds_per_row = 0.0
+        self._run_times = RunTimes()
+        self._arrivals = Arrivals(self._loop, self._wake.set)
         self._timer: asyncio.TimerHandle | None = None
-        self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._loop = asyncio.get_running_loop()
         self._done: deque[Batch[Call]] = deque()
         self._threads = InferenceThreads(engine, limits.threads, self._hand_back, name)
         metrics.watch_queue(lambda: self._queue.rows, limits.max_queue_rows)
@@ -118,7 +124,10 @@ class Batcher:
         call = Call(x, self._loop.create_future(), deadline_ns, arrived_ns=time.perf_counter_ns())
         self._queue.put(call)
         self._idle.clear()
-        self._wake.set()
+        if self._queue.rows < self._limits.max_batch_rows:
+            self._arrivals.note()
+        else:
+            self._wake.set()
         try:
             return await call.future
         except asyncio.CancelledError:
@@ -167,7 +176,12 @@ class Batcher:
                 while self._may_start() and (batch := self._form()) is not None:
                     self._running += 1
                     self._runs.add(batch)
-                    self._threads.submit(batch)
+                    if self._run_times.expected(batch.rows + batch.padding) > self._limits.inline_seconds:
+                        self._threads.submit(batch)
+                        continue
+                    self._threads.run(batch)
+                    self._finish(batch)
+                    await asyncio.sleep(0)  # the loop has waited long enough
                 if not self._queue and not self._running:
                     self._idle.set()
         finally:
@@ -180,7 +194,7 @@ class Batcher:
         limits = self._limits
         if self._queue.rows >= limits.max_batch_rows:
             return self._running <= limits.threads
-        if not self._queue or self._running >= limits.threads:
+        if not self._queue or self._running >= limits.threads or self._arrivals.under_way:
             return False
         if limits.max_queue_delay == 0:
             return True
@@ -227,6 +241,7 @@ class Batcher:
         self._runs.discard(batch)
         metrics, seconds = self._metrics, (batch.finished_ns - batch.started_ns) * 1e-9
         self._seconds_per_row = seconds / batch.rows
+        self._run_times.add(batch.rows + batch.padding, seconds)
         metrics.inference_seconds.observe(seconds)
         if self._ended is not None:
             for call, _, _ in batch.pieces:

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -332,6 +333,88 @@ async def test_a_delay_ends(start):
     engine = FakeEngine()
     await start(engine, max_queue_delay=0.002).assign(rows(3))
     assert engine.batch_sizes == [3]
+
+
+class Placed(FakeEngine):
+    """Remembers which batches were run on the event loop, and takes its time."""
+
+    def __init__(self, seconds=0.0):
+        super().__init__()
+        self.seconds = seconds
+        self.inline = []
+
+    def assign(self, x):
+        self.inline.append(threading.current_thread() is threading.main_thread())
+        time.sleep(self.seconds)
+        return super().assign(x)
+
+
+async def test_runs_that_have_shown_to_be_short_are_made_on_the_event_loop(start):
+    engine = Placed()
+    batcher = start(engine, inline_seconds=10.0)
+    for i in range(4):
+        assert (await batcher.assign(rows(3, first=i))).clusters.tolist() == [i, i + 1, i + 2]
+    assert (await batcher.assign(rows(9))).clusters.tolist() == list(range(9))  # how long may that take?
+    assert (await batcher.assign(rows(8))).clusters.tolist() == list(range(8))
+    assert engine.inline == [False, True, True, True, False, True]
+    assert sample(batcher, "nvisa_executions_total") == 6
+    assert sample(batcher, "nvisa_rows_total") == 4 * 3 + 9 + 8
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0.02, 0.01), (0.0, 0.0)])
+async def test_runs_that_take_long_never_hold_up_the_event_loop_and_with_zero_none_does(
+    start, seconds, limit
+):
+    engine = Placed(seconds)
+    batcher = start(engine, inline_seconds=limit)
+    for _ in range(10):
+        await batcher.assign(rows(2))
+    assert engine.inline == [False] * 10
+
+
+async def test_a_run_on_the_event_loop_that_fails_fails_its_own_calls_and_no_others(start):
+    class Fragile(FakeEngine):
+        def assign(self, x):
+            if x[0, 0] == 1:
+                raise EngineError("broken")
+            return super().assign(x)
+
+    batcher = start(Fragile(), inline_seconds=10.0)
+    await batcher.assign(rows(2))
+    with pytest.raises(EngineError, match="broken"):
+        await batcher.assign(rows(2, first=1))
+    assert (await batcher.assign(rows(2, first=2))).clusters.tolist() == [2, 3]
+    assert sample(batcher, "nvisa_failed_executions_total") == 1
+
+
+async def test_the_event_loop_turns_between_runs_that_are_made_on_it(start):
+    engine = Placed()
+    batcher = start(engine, inline_seconds=10.0, max_batch_rows=2)
+    await batcher.assign(rows(2))
+    call = asyncio.create_task(batcher.assign(rows(40)))
+    turns = runs = 0
+    while not call.done():
+        await asyncio.sleep(0)
+        turns, runs = turns + (len(engine.inline) > runs), len(engine.inline)
+    assert (await call).clusters.tolist() == [i % 10 for i in range(40)]
+    assert runs == 21
+    assert turns >= 20, "some runs had no turn of the loop between them"
+
+
+async def test_calls_that_are_read_one_after_the_other_share_one_run(start):
+    engine = FakeEngine()
+    batcher = start(engine)
+
+    async def arrive():
+        calls = []
+        for i in range(6):
+            calls.append(asyncio.create_task(batcher.assign(rows(1, first=i))))
+            for _ in range(4):
+                await asyncio.sleep(0)
+        return [answer.clusters[0] for answer in await asyncio.gather(*calls)]
+
+    assert await arrive() == list(range(6))
+    assert engine.batch_sizes == [6]
 
 
 async def test_close_answers_what_is_in_and_refuses_what_comes(start):
