@@ -16,8 +16,8 @@ MOST_ALONE = 32
 class Arrivals:
     """Tells when no more calls come in.
 
-    Under load the next call is a few turns of the event loop away, and whoever waits for it finds it: all that
-    come without a pause are taken together. After a wait in vain, which takes about a tenth of a
+    Under load the next call is a few turns of the event loop away, and whoever waits for it finds it: all
+    that come without a pause are taken together. After a wait in vain, which takes about a tenth of a
     millisecond, the next call does not wait; after another the next two do not, then four, and so on. A
     timer could not do this: asyncio's are no finer than a millisecond.
 

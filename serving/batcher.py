@@ -26,9 +26,7 @@ from serving.inference import Batch, InferenceThreads
 from serving.limits import BatchLimits
 from serving.metrics import ModelMetrics
 from serving.run_times import RunTimes
-
-# How often a caller that waits for room looks again.
-_ROOM_POLL_SECONDS = 0.05
+from serving.waiting_line import WaitingLine
 
 
 class Batcher:
@@ -68,6 +66,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._queue = CallQueue()
+        self._line = WaitingLine()
         self._running = 0
         self._runs: set[Batch[Call]] = set()
         self._closed = False
@@ -94,7 +93,7 @@ class Batcher:
         deadline_ns
             On `time.perf_counter_ns`'s clock; a call still waiting then is not computed.
         wait_for_room
-            Wait while the queue is full, for callers that send no more meanwhile.
+            Wait while the queue is full, first in, first out, for callers that send no more meanwhile.
 
         Raises
         ------
@@ -111,27 +110,21 @@ class Batcher:
         """
         if len(x) > (most := self._limits.max_queue_rows):
             raise InvalidInput(f"the call has {len(x)} rows, the server takes at most {most}; split it")
-        while (overload := self._overload(len(x))) is not None:
-            if not wait_for_room:
-                self._metrics.dropped["overload"].inc(len(x))
-                raise overload
-            if deadline_ns is not None and time.perf_counter_ns() >= deadline_ns:
-                self._metrics.dropped["expired"].inc(len(x))
-                raise DeadlinePassed("the deadline passed while the call waited for room in the queue")
-            await asyncio.sleep(min(overload.retry_after, _ROOM_POLL_SECONDS))
         if self._closed:
             raise _closed_error()
         call = Call(x, self._loop.create_future(), deadline_ns, arrived_ns=time.perf_counter_ns())
-        self._queue.put(call)
-        self._idle.clear()
-        if self._queue.rows < self._limits.max_batch_rows:
-            self._arrivals.note()
+        if wait_for_room and (self._line or not self._has_room_for_the_line(len(x))):
+            self._line.put(call)
+        elif wait_for_room or self._has_room(len(x)):
+            self._enter(call)
         else:
-            self._wake.set()
+            self._metrics.dropped["overload"].inc(len(x))
+            raise self._overload(len(x))
         try:
             return await call.future
         except asyncio.CancelledError:
-            self._metrics.dropped[_why_cancelled(call)].inc(self._queue.remove(call))
+            left = self._line.remove(call) or self._queue.remove(call)
+            self._metrics.dropped[_why_cancelled(call)].inc(left)
             self._wake.set()
             raise
         finally:
@@ -155,10 +148,25 @@ class Batcher:
         started = [batch.started_ns for batch in runs if batch.started_ns and not batch.finished_ns]
         return (time.perf_counter_ns() - min(started)) * 1e-9 if started else 0.0
 
-    def _overload(self, rows: int) -> Overloaded | None:
+    def _enter(self, call: Call) -> None:
+        """Put ``call`` into the queue."""
+        self._queue.put(call)
+        self._idle.clear()
+        if self._queue.rows < self._limits.max_batch_rows:
+            self._arrivals.note()
+        else:
+            self._wake.set()
+
+    def _has_room(self, rows: int) -> bool:
+        waiting = self._queue.rows
+        return not waiting or waiting + rows <= self._limits.max_queue_rows
+
+    def _has_room_for_the_line(self, rows: int) -> bool:
+        # An eighth stays free, so that calls which cannot wait find room beside those that can.
+        return self._has_room(rows + self._limits.max_queue_rows // 8)
+
+    def _overload(self, rows: int) -> Overloaded:
         waiting, limits = self._queue.rows, self._limits
-        if self._closed or not waiting or waiting + rows <= limits.max_queue_rows:
-            return None
         seconds = waiting * self._seconds_per_row / limits.threads
         return Overloaded(
             f"the queue is full: {waiting} rows wait of at most {limits.max_queue_rows}; "
@@ -173,6 +181,7 @@ class Batcher:
                 self._wake.clear()
                 while self._done:
                     self._finish(self._done.popleft())
+                self._line.let_in(self._has_room_for_the_line, self._enter)
                 while self._may_start() and (batch := self._form()) is not None:
                     self._running += 1
                     self._runs.add(batch)
@@ -187,7 +196,7 @@ class Batcher:
         finally:
             # Nobody will answer those that wait: say so, rather than let them hang.
             self._closed = True
-            for call in self._queue.clear():
+            for call in self._queue.clear() + self._line.clear():
                 _fail(call, _closed_error())
 
     def _may_start(self) -> bool:
@@ -215,6 +224,7 @@ class Batcher:
         for call, rows in expired:
             self._metrics.dropped["expired"].inc(rows)
             _fail(call, DeadlinePassed("the deadline passed while the call waited for the model"))
+        self._line.let_in(self._has_room_for_the_line, self._enter)
         return self._join(pieces) if pieces else None
 
     def _join(self, pieces: list[Piece]) -> Batch[Call]:

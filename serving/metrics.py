@@ -220,10 +220,8 @@ class ModelMetrics:
         }
         self._queue_rows = metrics.queue_rows.labels(*labels)
         self._queue_limit_rows = metrics.queue_limit_rows.labels(*labels)
-        self.rows_waiting: Callable[[], int] = lambda: 0
 
     def watch_queue(self, rows: Callable[[], int], limit: int) -> None:
         """Read the queue's depth from ``rows`` whenever Prometheus asks; ``limit`` rows may wait."""
-        self.rows_waiting = rows
         self._queue_rows.set_function(rows)
         self._queue_limit_rows.set(limit)
