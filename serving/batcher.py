@@ -3,6 +3,8 @@
 One task owns the queue; the model runs in threads of its own. A batch starts as soon as a thread is free,
 so a lone call never waits for company; calls that come while all threads are busy gather meanwhile. Only
 a batch that is already full is prepared while the others still run, because nothing could join it.
+
+A run that takes less than the way to a thread and back is worth is made on the event loop itself.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from serving.arrivals import Arrivals
 from serving.bundle import InputSpec
 from serving.call_queue import Answer, Call, CallQueue, Piece
 from serving.engine import Engine, EngineError
@@ -22,9 +25,8 @@ from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.inference import Batch, InferenceThreads
 from serving.limits import BatchLimits
 from serving.metrics import ModelMetrics
-
-# How often a caller that waits for room looks again.
-_ROOM_POLL_SECONDS = 0.05
+from serving.run_times import RunTimes
+from serving.waiting_line import WaitingLine
 
 
 class Batcher:
@@ -66,16 +68,19 @@ class Batcher:
         self._metrics = metrics
         self._ended = ended
         self._ran = ran
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
         self._queue = CallQueue()
+        self._line = WaitingLine()
         self._running = 0
         self._runs: set[Batch[Call]] = set()
         self._closed = False
         self._seconds_per_row = 0.0
+        self._run_times = RunTimes()
+        self._arrivals = Arrivals(self._loop, self._wake.set)
         self._timer: asyncio.TimerHandle | None = None
-        self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._loop = asyncio.get_running_loop()
         self._done: deque[Batch[Call]] = deque()
         self._threads = InferenceThreads(engine, limits.threads, self._hand_back, name)
         metrics.watch_queue(lambda: self._queue.rows, limits.max_queue_rows)
@@ -93,7 +98,7 @@ class Batcher:
         deadline_ns
             On `time.perf_counter_ns`'s clock; a call still waiting then is not computed.
         wait_for_room
-            Wait while the queue is full, for callers that send no more meanwhile.
+            Wait while the queue is full, first in, first out, for callers that send no more meanwhile.
 
         Raises
         ------
@@ -110,24 +115,21 @@ class Batcher:
         """
         if len(x) > (most := self._limits.max_queue_rows):
             raise InvalidInput(f"the call has {len(x)} rows, the server takes at most {most}; split it")
-        while (overload := self._overload(len(x))) is not None:
-            if not wait_for_room:
-                self._metrics.dropped["overload"].inc(len(x))
-                raise overload
-            if deadline_ns is not None and time.perf_counter_ns() >= deadline_ns:
-                self._metrics.dropped["expired"].inc(len(x))
-                raise DeadlinePassed("the deadline passed while the call waited for room in the queue")
-            await asyncio.sleep(min(overload.retry_after, _ROOM_POLL_SECONDS))
         if self._closed:
             raise _closed_error()
         call = Call(x, self._loop.create_future(), deadline_ns, arrived_ns=time.perf_counter_ns())
-        self._queue.put(call)
-        self._idle.clear()
-        self._wake.set()
+        if wait_for_room and (self._line or not self._has_room_for_the_line(len(x))):
+            self._line.put(call)
+        elif wait_for_room or self._has_room(len(x)):
+            self._enter(call)
+        else:
+            self._metrics.dropped["overload"].inc(len(x))
+            raise self._overload(len(x))
         try:
             return await call.future
         except asyncio.CancelledError:
-            self._metrics.dropped[_why_cancelled(call)].inc(self._queue.remove(call))
+            left = self._line.remove(call) or self._queue.remove(call)
+            self._metrics.dropped[_why_cancelled(call)].inc(left)
             self._wake.set()
             raise
         finally:
@@ -151,10 +153,25 @@ class Batcher:
         started = [batch.started_ns for batch in runs if batch.started_ns and not batch.finished_ns]
         return (time.perf_counter_ns() - min(started)) * 1e-9 if started else 0.0
 
-    def _overload(self, rows: int) -> Overloaded | None:
+    def _enter(self, call: Call) -> None:
+        """Put ``call`` into the queue."""
+        self._queue.put(call)
+        self._idle.clear()
+        if self._queue.rows < self._limits.max_batch_rows:
+            self._arrivals.note()
+        else:
+            self._wake.set()
+
+    def _has_room(self, rows: int) -> bool:
+        waiting = self._queue.rows
+        return not waiting or waiting + rows <= self._limits.max_queue_rows
+
+    def _has_room_for_the_line(self, rows: int) -> bool:
+        # An eighth stays free, so that calls which cannot wait find room beside those that can.
+        return self._has_room(rows + self._limits.max_queue_rows // 8)
+
+    def _overload(self, rows: int) -> Overloaded:
         waiting, limits = self._queue.rows, self._limits
-        if self._closed or not waiting or waiting + rows <= limits.max_queue_rows:
-            return None
         seconds = waiting * self._seconds_per_row / limits.threads
         return Overloaded(
             f"the queue is full: {waiting} rows wait of at most {limits.max_queue_rows}; "
@@ -169,23 +186,29 @@ class Batcher:
                 self._wake.clear()
                 while self._done:
                     self._finish(self._done.popleft())
+                self._line.let_in(self._has_room_for_the_line, self._enter)
                 while self._may_start() and (batch := self._form()) is not None:
                     self._running += 1
                     self._runs.add(batch)
-                    self._threads.submit(batch)
+                    if self._run_times.expected(batch.rows + batch.padding) > self._limits.inline_seconds:
+                        self._threads.submit(batch)
+                        continue
+                    self._threads.run(batch)
+                    self._finish(batch)
+                    await asyncio.sleep(0)  # the loop has waited long enough
                 if not self._queue and not self._running:
                     self._idle.set()
         finally:
             # Nobody will answer those that wait: say so, rather than let them hang.
             self._closed = True
-            for call in self._queue.clear():
+            for call in self._queue.clear() + self._line.clear():
                 _fail(call, _closed_error())
 
     def _may_start(self) -> bool:
         limits = self._limits
         if self._queue.rows >= limits.max_batch_rows:
             return self._running <= limits.threads
-        if not self._queue or self._running >= limits.threads:
+        if not self._queue or self._running >= limits.threads or self._arrivals.under_way:
             return False
         if limits.max_queue_delay == 0:
             return True
@@ -206,6 +229,7 @@ class Batcher:
         for call, rows in expired:
             self._metrics.dropped["expired"].inc(rows)
             _fail(call, DeadlinePassed("the deadline passed while the call waited for the model"))
+        self._line.let_in(self._has_room_for_the_line, self._enter)
         return self._join(pieces) if pieces else None
 
     def _join(self, pieces: list[Piece]) -> Batch[Call]:
@@ -232,6 +256,7 @@ class Batcher:
         self._runs.discard(batch)
         metrics, seconds = self._metrics, (batch.finished_ns - batch.started_ns) * 1e-9
         self._seconds_per_row = seconds / batch.rows
+        self._run_times.add(batch.rows + batch.padding, seconds)
         metrics.inference_seconds.observe(seconds)
         if self._ended is not None:
             for call, _, _ in batch.pieces:

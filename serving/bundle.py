@@ -8,6 +8,7 @@ also a valid Triton model repository. Nothing in a bundle is ever unpickled.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -40,6 +41,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ModelName = Annotated[str, StringConstraints(pattern=_NAME)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")  # fits an int64
+_NUMPY_DTYPES = {dtype: np.dtype(dtype).newbyteorder("<") for dtype in ("uint8", "float32")}
 
 
 class BundleError(ValueError):
@@ -70,12 +72,12 @@ class InputSpec(_Part):
     @property
     def numpy_dtype(self) -> np.dtype:
         """The dtype as numpy names it, little-endian."""
-        return np.dtype(self.dtype).newbyteorder("<")
+        return _NUMPY_DTYPES[self.dtype]
 
     @property
     def row_size(self) -> int:
         """Number of values in one row."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def row_bytes(self) -> int:

@@ -1,11 +1,12 @@
 """What only a clustering service can say: rows per cluster, confidence, and drift from the training data.
 
-The counts live in numpy arrays, added to once per batch, and become Prometheus metrics when asked for; a
-counter call per row would cost more than the model.
+The counts live in numpy arrays, added to for many answers at once, and become Prometheus metrics when asked
+for; a counter call per row would cost more than the model.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,10 +23,14 @@ NOVELTY_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.9
 MAX_CLUSTER_LABELS = 256
 OTHER_CLUSTERS = "other"
 _MODEL = ("model", "version")
+_MOST_WAITING_ROWS = 1024
 
 
 class ClusterTally:
-    """Counts of one model's answers. Added to by one thread (the batcher's), read by any.
+    """Counts of one model's answers. Added to by one thread (the batcher's), counted and read by any.
+
+    Answers are kept until there are enough of them, or someone looks: to count those of a single row takes as
+    long as to count those of hundreds. What is read is as old as the last `count`.
 
     Parameters
     ----------
@@ -52,21 +57,45 @@ class ClusterTally:
         self.cluster_labels, self._label_of = _cluster_labels(self._reference)
         self.reference_low_confidence_share = share_below(manifest.reference, low_confidence)
         self._recent = SlidingCounts(manifest.n_clusters, drift_window_rows)
+        # Few beside the window, which is to move evenly.
+        self._most_waiting_rows = min(_MOST_WAITING_ROWS, drift_window_rows // 16)
+        self._waiting: list[tuple[np.ndarray, ...]] = []
+        self._waiting_rows = 0
+        self._lock = threading.Lock()
 
     def add(self, clusters: np.ndarray, confidences: np.ndarray, novelty: np.ndarray | None = None) -> None:
-        """Count ``(n_rows,)`` answers."""
+        """Take ``(n_rows,)`` answers, to be counted; all calls give novelty, or none does."""
+        with self._lock:
+            self._waiting.append(
+                (clusters, confidences) if novelty is None else (clusters, confidences, novelty)
+            )
+            self._waiting_rows += len(clusters)
+            if self._waiting_rows >= self._most_waiting_rows:
+                self._count()
+
+    def count(self) -> None:
+        """Count what has not been counted."""
+        with self._lock:
+            if self._waiting:
+                self._count()
+
+    def _count(self) -> None:
+        clusters, confidences, *novelty = (np.concatenate(same) for same in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        self._waiting_rows = 0
         counts = np.bincount(clusters, minlength=len(self.rows_per_cluster))
         self.rows_per_cluster += counts
         self.confidence_counts += _histogram(confidences, CONFIDENCE_EDGES)
         self.confidence_sum += float(confidences.sum(dtype=np.float64))
         self.low_confidence_rows += int(np.count_nonzero(confidences < self._low_confidence))
         self._recent.add(counts)
-        if novelty is not None:
-            self.novelty_counts += _histogram(novelty, NOVELTY_EDGES)
-            self.novelty_sum += float(novelty.sum(dtype=np.float64))
+        for values in novelty:
+            self.novelty_counts += _histogram(values, NOVELTY_EDGES)
+            self.novelty_sum += float(values.sum(dtype=np.float64))
 
     def mix(self) -> Mix:
         """Return the clusters of the recent rows, beside the training data's."""
+        self.count()
         return Mix(self._recent.counts(), self._reference, self._reference_rows)
 
     def by_label(self, values: np.ndarray) -> list[tuple[str, float]]:
@@ -156,6 +185,7 @@ class ClusterCollector(Collector):
             labels=_MODEL,
         )
         for tally in list(self.tallies):
+            tally.count()
             for cluster, count in tally.by_label(tally.rows_per_cluster):
                 rows.add_metric((*tally.labels, cluster), count)
             for cluster, share in tally.reference_shares():

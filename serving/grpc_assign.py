@@ -24,6 +24,7 @@ from serving.rpc import deadline_ns
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ClusterService"]
 _DTYPE_NAMES = {value: name for name, value in DATA_TYPES.items()}
+_INT64, _FLOAT32 = np.dtype("<i8"), np.dtype("<f4")
 
 
 class ClusterService(ClusterServiceServicer):
@@ -74,7 +75,9 @@ class ClusterService(ClusterServiceServicer):
         )
         if request.want_novelty:
             check_novelty(model.manifest)
-        x = read_tensor(model.manifest.input, request.input)
+        tensor = request.input
+        data = tensor.data  # a copy at every look
+        x = read_tensor(model.manifest.input, tensor, data)
         answer = await model.batcher.assign(x, deadline_ns=deadline, wait_for_room=wait_for_room)
         reply = pb.AssignResponse(
             request_id=request.request_id,
@@ -85,7 +88,7 @@ class ClusterService(ClusterServiceServicer):
         write_answer(
             reply,
             answer,
-            as_data=bool(request.input.data),
+            as_data=bool(data),
             want_probabilities=request.want_probabilities,
             want_novelty=request.want_novelty,
         )
@@ -124,8 +127,8 @@ def check_novelty(manifest: Manifest) -> None:
         )
 
 
-def read_tensor(spec: InputSpec, tensor: pb.Tensor) -> np.ndarray:
-    """Return the rows of ``tensor``, checked against ``spec``.
+def read_tensor(spec: InputSpec, tensor: pb.Tensor, data: bytes) -> np.ndarray:
+    """Return the rows of ``tensor``, whose ``data`` is given beside it, checked against ``spec``.
 
     Raises
     ------
@@ -136,12 +139,12 @@ def read_tensor(spec: InputSpec, tensor: pb.Tensor) -> np.ndarray:
     if tensor.dtype != pb.DATA_TYPE_UNSPECIFIED:
         check_dtype(spec, dtype or f"of the unknown dtype {tensor.dtype}")
     if tensor.values:
-        if tensor.data:
+        if data:
             raise InvalidInput("the input has both data and values; set one of them")
         return from_numbers(spec, tensor.shape, tensor.values)
     if dtype is None:
         raise InvalidInput(f"the input has no dtype; set it to {spec.dtype} when sending data")
-    return from_bytes(spec, tensor.shape, tensor.data)
+    return from_bytes(spec, tensor.shape, data)
 
 
 def write_answer(
@@ -149,12 +152,12 @@ def write_answer(
 ) -> None:
     """Put ``answer`` into ``reply``, as bytes or as numbers."""
     if as_data:
-        reply.clusters_data = answer.clusters.astype("<i8", copy=False).tobytes()
-        reply.confidences_data = answer.confidences.astype("<f4", copy=False).tobytes()
+        reply.clusters_data = answer.clusters.astype(_INT64, copy=False).tobytes()
+        reply.confidences_data = answer.confidences.astype(_FLOAT32, copy=False).tobytes()
         if want_probabilities:
-            reply.probabilities_data = answer.probabilities.astype("<f4", copy=False).tobytes()
+            reply.probabilities_data = answer.probabilities.astype(_FLOAT32, copy=False).tobytes()
         if want_novelty and answer.novelty is not None:
-            reply.novelty_data = answer.novelty.astype("<f4", copy=False).tobytes()
+            reply.novelty_data = answer.novelty.astype(_FLOAT32, copy=False).tobytes()
         return
     reply.clusters.extend(answer.clusters.tolist())
     reply.confidences.extend(answer.confidences.tolist())

@@ -1,4 +1,4 @@
-"""The threads that run the model: batches in, answers out, the event loop never blocked."""
+"""What runs the model: threads for most batches, so that the event loop is free meanwhile."""
 
 from __future__ import annotations
 
@@ -76,6 +76,15 @@ class InferenceThreads(Generic[Owner]):
         """Hand over ``batch``; it is run as soon as a thread is free."""
         self._batches.put(batch)
 
+    def run(self, batch: Batch[Owner]) -> None:
+        """Run ``batch`` in the calling thread; ``done`` is not called."""
+        batch.started_ns = time.perf_counter_ns()
+        try:
+            self._answer(batch)
+        except Exception as error:
+            batch.error = error
+        batch.finished_ns = time.perf_counter_ns()
+
     def stop(self) -> None:
         """Let the threads end after what was submitted; does not wait for them."""
         for _ in range(self._n):
@@ -83,15 +92,10 @@ class InferenceThreads(Generic[Owner]):
 
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
-            batch.started_ns = time.perf_counter_ns()
-            try:
-                self._run(batch)
-            except Exception as error:
-                batch.error = error
-            batch.finished_ns = time.perf_counter_ns()
+            self.run(batch)
             self._done(batch)
 
-    def _run(self, batch: Batch[Owner]) -> None:
+    def _answer(self, batch: Batch[Owner]) -> None:
         answer = self._engine.assign(batch.x)
         if len(answer.clusters) != len(batch.x) or len(answer.probabilities) != len(batch.x):
             raise EngineError(f"{len(answer.clusters)} answers for {len(batch.x)} rows")

@@ -33,14 +33,14 @@ def from_bytes(spec: InputSpec, shape: Sequence[int], data: bytes) -> np.ndarray
     InvalidInput
         If shape, byte count or values do not fit; the message names the first bad row.
     """
-    check_shape(spec, shape)
+    shape = check_shape(spec, shape)
     expected = shape[0] * spec.row_bytes
     if len(data) != expected:
         raise InvalidInput(
             f"shape {list(shape)} of {spec.dtype} takes {expected} bytes, got {len(data)}; "
             "send the values row-major and little-endian, without padding"
         )
-    x = np.frombuffer(data, spec.numpy_dtype).reshape(tuple(shape))
+    x = np.frombuffer(data, spec.numpy_dtype).reshape(shape)
     check_finite(x)
     return x
 
@@ -53,11 +53,11 @@ def from_numbers(spec: InputSpec, shape: Sequence[int], numbers: Sequence[float]
     InvalidInput
         As `from_bytes`, and if a number is not a whole one from 0 to 255 where the model takes uint8.
     """
-    check_shape(spec, shape)
+    shape = check_shape(spec, shape)
     expected = shape[0] * spec.row_size
     if len(numbers) != expected:
         raise InvalidInput(f"shape {list(shape)} takes {expected} values, got {len(numbers)}")
-    values = np.array(numbers, dtype=np.float64).reshape(tuple(shape))
+    values = np.array(numbers, dtype=np.float64).reshape(shape)
     check_finite(values)
     if spec.dtype == "uint8":
         wrong = (values < 0) | (values > 255) | (values != np.floor(values))
@@ -75,15 +75,18 @@ def check_dtype(spec: InputSpec, dtype: str) -> None:
         raise InvalidInput(f"the input is {dtype}, the model takes {spec.dtype}")
 
 
-def check_shape(spec: InputSpec, shape: Sequence[int]) -> None:
-    """Raise `InvalidInput` unless ``shape`` is at least one row of the model's shape."""
-    wanted = f"[n_rows, {', '.join(map(str, spec.shape))}]"
+def check_shape(spec: InputSpec, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return ``shape``; raise `InvalidInput` unless it is at least one row of the model's shape."""
     if len(shape) != 1 + len(spec.shape):
-        raise InvalidInput(f"the input has shape {_short(shape)}, the model takes {wanted}")
-    if tuple(shape[1:]) != spec.shape:
-        raise InvalidInput(f"the input's rows have shape {_short(shape[1:])}, the model takes {wanted}")
-    if shape[0] < 1:
-        raise InvalidInput(f"the input has {shape[0]} rows; send at least one")
+        raise InvalidInput(f"the input has shape {_short(shape)}, the model takes {_wanted(spec)}")
+    found = tuple(shape)
+    if found[1:] != spec.shape:
+        raise InvalidInput(
+            f"the input's rows have shape {_short(found[1:])}, the model takes {_wanted(spec)}"
+        )
+    if found[0] < 1:
+        raise InvalidInput(f"the input has {found[0]} rows; send at least one")
+    return found
 
 
 def check_finite(x: np.ndarray) -> None:
@@ -101,6 +104,10 @@ def _refuse_first(wrong: np.ndarray, what: str) -> None:
     rows = np.atleast_1d(wrong.reshape(len(wrong), -1).any(axis=1))
     if rows.any():
         raise InvalidInput(f"row {int(rows.argmax())} {what} ({int(rows.sum())} such rows of {len(rows)})")
+
+
+def _wanted(spec: InputSpec) -> str:
+    return f"[n_rows, {', '.join(map(str, spec.shape))}]"
 
 
 def _short(shape: Sequence[int]) -> str:

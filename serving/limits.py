@@ -25,6 +25,8 @@ class BatchLimits:
         Batch sizes to pad to, ascending; empty to run every size as it is.
     threads
         Threads that run the model at once.
+    inline_seconds
+        A run that is expected to take no longer is made on the event loop; 0 makes all in threads.
     """
 
     max_batch_rows: int = 256
@@ -32,6 +34,7 @@ class BatchLimits:
     max_queue_delay: float = 0.0
     buckets: tuple[int, ...] = ()
     threads: int = 1
+    inline_seconds: float = 0.0
 
 
 def batch_limits(settings: ServerSettings, device: str) -> BatchLimits:
@@ -39,7 +42,7 @@ def batch_limits(settings: ServerSettings, device: str) -> BatchLimits:
 
     On the CPU padding only adds work, and one thread per processor with single-threaded runs beats one
     run on all processors. On CUDA every new shape costs an allocation and a kernel search, while a few
-    rows more are free; and one session runs on one stream, so more threads gain nothing.
+    rows more are free; one session runs on one stream, so more threads gain nothing; and a run is a wait.
     """
     cuda = device == "cuda"
     return BatchLimits(
@@ -48,6 +51,7 @@ def batch_limits(settings: ServerSettings, device: str) -> BatchLimits:
         max_queue_delay=settings.max_queue_delay,
         buckets=buckets(settings.max_batch_rows) if cuda else (),
         threads=settings.inference_threads or (1 if cuda else processors(settings)),
+        inline_seconds=0.0 if cuda else settings.inline_seconds,
     )
 
 

@@ -120,22 +120,18 @@ class Metrics:
             *(self._info, self._state, self._on_cuda),
             *self.versions.of_models,
         )
-        self._by_call: dict[tuple[str, str], Counter] = {}
-        self._by_method: dict[str, Histogram] = {}
+        self._methods: dict[str, MethodMetrics] = {}
 
-    def expect(self, method: str) -> None:
-        """Show ``method``'s counts from zero on: Prometheus cannot see a series' first increase otherwise."""
-        for code in ("OK", "INTERNAL"):
-            self._requests.labels(method, code)
+    def of_method(self, method: str) -> MethodMetrics:
+        """Return the metrics of one method, shown from now on."""
+        found = self._methods.get(method)
+        if found is None:
+            found = self._methods[method] = MethodMetrics(self._requests, self._request_seconds, method)
+        return found
 
     def answered(self, method: str, code: str, seconds: float) -> None:
         """Count one call to ``method`` that ended with status ``code`` after ``seconds``."""
-        counter = self._by_call.get((method, code))
-        if counter is None:  # labels() looks a child up under a lock: once is enough
-            counter = self._by_call[method, code] = self._requests.labels(method, code)
-            self._by_method.setdefault(method, self._request_seconds.labels(method))
-        counter.inc()
-        self._by_method[method].observe(seconds)
+        self.of_method(method).answered(code, seconds)
 
     def stream_message(self, code: str) -> None:
         """Count one message of a stream, answered with ``code``."""
@@ -184,6 +180,28 @@ class Metrics:
         return ModelMetrics(self, manifest.name, str(manifest.version), tally)
 
 
+class MethodMetrics:
+    """One method's share of `Metrics`: its calls, shown from zero on, and what they took.
+
+    Prometheus cannot see a series' first increase otherwise.
+    """
+
+    def __init__(self, requests: Counter, seconds: Histogram, method: str) -> None:
+        self._requests = requests
+        self._method = method
+        # labels() looks a child up under a lock: once is enough.
+        self._by_code = {code: requests.labels(method, code) for code in ("OK", "INTERNAL")}
+        self._observe = seconds.labels(method).observe
+
+    def answered(self, code: str, seconds: float) -> None:
+        """Count one call that ended with status ``code`` after ``seconds``."""
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = self._requests.labels(self._method, code)
+        counter.inc()
+        self._observe(seconds)
+
+
 class ModelMetrics:
     """One model's share of `Metrics`, with the labels bound once."""
 
@@ -202,10 +220,8 @@ class ModelMetrics:
         }
         self._queue_rows = metrics.queue_rows.labels(*labels)
         self._queue_limit_rows = metrics.queue_limit_rows.labels(*labels)
-        self.rows_waiting: Callable[[], int] = lambda: 0
 
     def watch_queue(self, rows: Callable[[], int], limit: int) -> None:
         """Read the queue's depth from ``rows`` whenever Prometheus asks; ``limit`` rows may wait."""
-        self.rows_waiting = rows
         self._queue_rows.set_function(rows)
         self._queue_limit_rows.set(limit)

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Longer than a caller that waits for room in a queue takes to look again.
-_ROOM_SECONDS = 0.06
-
 
 class Repository:
     """Finds, loads and hands out models.
@@ -316,10 +313,6 @@ class Repository:
         if model.batcher is not None and model.metrics is not None:
             try:
                 async with asyncio.timeout(self._settings.grace_seconds):
-                    # Whoever waits for room in the queue is let in first: once closed it takes nobody.
-                    await asyncio.sleep(_ROOM_SECONDS)
-                    while model.metrics.rows_waiting():
-                        await asyncio.sleep(_ROOM_SECONDS)
                     await model.batcher.close()
             except TimeoutError:
                 extra = {"model": model.name, "version": model.version}

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import Descriptor
 
 METADATA_KEY = "x-request-id"
 MAX_LENGTH = 128
@@ -21,9 +23,21 @@ _PREFIX = uuid.uuid4().hex[:16]
 _NUMBERS = itertools.count(1)
 
 
-def id_in_message(request: Any) -> str:
-    """Return a message's own id; empty if it has none, as a stream has none before its messages."""
-    return printable(str(getattr(request, "request_id", "") or getattr(request, "id", "")))
+def id_reader(message: Descriptor | None) -> Callable[[Any], str]:
+    """Return what reads the own id of messages of one type; it returns "" if they have none.
+
+    ``None`` stands for a stream, which has no id before its messages.
+    """
+    names = message.fields_by_name if message is not None else ()
+    name = next((name for name in ("request_id", "id") if name in names), None)
+    if name is None:
+        return lambda request: ""
+
+    def read(request: Any) -> str:
+        text = getattr(request, name, "")  # what could not be decoded has none
+        return printable(text) if text else ""
+
+    return read
 
 
 def id_in_metadata(context: grpc.aio.ServicerContext) -> str:

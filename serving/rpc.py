@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from serving.errors import DeadlinePassed, InvalidInput, status_of
 from serving.metrics import Metrics
-from serving.request_ids import METADATA_KEY, id_in_message, id_in_metadata, new_id
+from serving.request_ids import METADATA_KEY, id_in_metadata, id_reader, new_id
 
 if TYPE_CHECKING:
     from serving.tracing import Tracing
@@ -69,18 +69,44 @@ def service_handler(
     handlers = {}
     for method in service.methods:
         full_name = f"{service.full_name}/{method.name}"
-        handle = _answering(full_name, getattr(servicer, method.name), metrics)
-        metrics.expect(full_name)
-        if tracing is not None:
-            handle = tracing.traced(full_name, handle)
         streams = method.client_streaming and method.server_streaming
         build = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = build(
-            handle,
-            request_deserializer=_reader(GetMessageClass(method.input_type)),
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
-        )
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+        read_id = id_reader(None if streams else method.input_type)
+        pair = []
+        for reads_metadata in (False, True):
+            handle = _answering(full_name, getattr(servicer, method.name), metrics, read_id, reads_metadata)
+            if tracing is not None:
+                handle = tracing.traced(full_name, handle)
+            pair.append(
+                build(
+                    handle,
+                    request_deserializer=_reader(GetMessageClass(method.input_type)),
+                    response_serializer=GetMessageClass(method.output_type).SerializeToString,
+                )
+            )
+        handlers[f"/{full_name}"] = (pair[0], pair[1])
+    return _ServiceHandler(handlers)
+
+
+class _ServiceHandler(grpc.GenericRpcHandler):
+    """Finds a method's handler, of which it has two: the first does not look for an id in the metadata.
+
+    gRPC makes the metadata anew at every look, which costs more than the answer's id is worth; here they are
+    at hand.
+    """
+
+    def __init__(self, handlers: Mapping[str, tuple[grpc.RpcMethodHandler, grpc.RpcMethodHandler]]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """Return what answers this call, or ``None`` if it is for another service."""
+        found = self._handlers.get(handler_call_details.method)
+        if found is None:
+            return None
+        for key, _ in handler_call_details.invocation_metadata or ():
+            if key == METADATA_KEY:
+                return found[1]
+        return found[0]
 
 
 def deadline_ns(context: grpc.aio.ServicerContext) -> int | None:
@@ -109,12 +135,16 @@ def _reader(message: Any) -> Callable[[bytes], Any]:
     return read
 
 
-def _answering(method: str, handler: Handler, metrics: Metrics) -> Handler:
+def _answering(
+    method: str, handler: Handler, metrics: Metrics, read_id: Callable[[Any], str], reads_metadata: bool
+) -> Handler:
+    answered = metrics.of_method(method).answered
+
     async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
         start = time.perf_counter()
         code, why = "OK", ""
-        call_id = id_in_message(request)
-        if not call_id and (call_id := id_in_metadata(context)):
+        call_id = read_id(request)
+        if reads_metadata and not call_id and (call_id := id_in_metadata(context)):
             context.set_trailing_metadata(((METADATA_KEY, call_id),))
         try:
             return await handler(decoded(request, method), context)
@@ -129,7 +159,7 @@ def _answering(method: str, handler: Handler, metrics: Metrics) -> Handler:
             code, why = status.code.name, status.message
         finally:
             seconds = time.perf_counter() - start
-            metrics.answered(method, code, seconds)
+            answered(code, seconds)
             if log.isEnabledFor(logging.DEBUG):
                 call = {"method": method, "code": code, "why": why, "request_id": call_id or new_id()}
                 log.debug("call", extra=call | {"seconds": round(seconds, 6)})

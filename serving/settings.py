@@ -104,6 +104,13 @@ class ServerSettings(LayeredSettings):
     inference_threads: int = Field(
         0, ge=0, description="threads that run each model; 0: one per processor on the CPU, one on CUDA"
     )
+    inline_seconds: float = Field(
+        0.001,
+        ge=0,
+        le=0.1,
+        description="on the CPU, runs that are expected to be shorter are made on the event loop, not in a "
+        "thread; 0: none",
+    )
     intra_op_threads: int = Field(
         0, ge=0, description="threads within one run; 0 shares the processors among the inference threads"
     )

@@ -56,6 +56,8 @@ async def in_process(
 ) -> AsyncIterator[Server]:
     """A server in this event loop, on ports of its own; stopped gracefully at the end."""
     values = {"grpc_port": 0, "metrics_port": 0, "drain_seconds": 0.0, "device": "cpu"} | settings
+    if build_engine is not onnx_engine:
+        values = {"inline_seconds": 0.0} | values  # an engine that waits must not hold up the event loop
     server = Server(ServerSettings(model_repository=repository, **values), build_engine)
     running = asyncio.ensure_future(server.run())
     try:

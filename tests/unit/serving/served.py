@@ -41,7 +41,12 @@ class Served:
     """A repository that serves, its control, and what shows of them."""
 
     def __init__(self, path, build_engine=numbered, **settings):
-        values = {"model_control": "poll", "device": "cpu", "grace_seconds": 30.0} | settings
+        values = {
+            "model_control": "poll",
+            "device": "cpu",
+            "grace_seconds": 30.0,
+            "inline_seconds": 0.0,
+        } | settings
         self.path = path
         self.metrics = Metrics()
         self.settings = ServerSettings(model_repository=path, **values)

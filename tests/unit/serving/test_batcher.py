@@ -1,4 +1,5 @@
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -185,6 +186,104 @@ async def test_a_call_larger_than_the_queue_is_refused_at_once(start, wait_for_r
     assert engine.batch_sizes == [8, 2]
 
 
+async def test_callers_that_wait_for_room_are_let_in_first_in_first_out(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=8, max_batch_rows=4)
+    order = []
+
+    async def call(n, first):
+        answer = await batcher.assign(rows(n, first), wait_for_room=True)
+        order.append(first)
+        return answer.clusters[0] == first % 10
+
+    calls = [asyncio.create_task(call(n, first)) for first, n in enumerate([4, 4, 6, 1, 1, 7, 1, 8, 2])]
+    await entered(engine)
+    await waiting(batcher, 7)  # one runs, one is prepared, two wait here, the others in the line
+    engine.gate.set()
+    assert all(await asyncio.gather(*calls))
+    assert order == list(range(9))
+
+
+async def test_beside_callers_that_wait_for_room_others_find_some(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=80, max_batch_rows=1)
+    calls = [asyncio.create_task(batcher.assign(rows(10), wait_for_room=True)) for _ in range(20)]
+    await entered(engine)
+    await waiting(batcher, 68)
+    calls.append(asyncio.create_task(batcher.assign(rows(12))))
+    await waiting(batcher, 80)
+    with pytest.raises(Overloaded):
+        await batcher.assign(rows(1))
+    engine.gate.set()
+    assert sum(len(answer.clusters) for answer in await asyncio.gather(*calls)) == 212
+
+
+async def test_a_caller_that_leaves_the_line_is_counted_and_lets_the_next_one_in(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=8)
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    queued = asyncio.create_task(batcher.assign(rows(5)))
+    await waiting(batcher, 5)
+    leaves = asyncio.create_task(batcher.assign(rows(6), wait_for_room=True))
+    stays = asyncio.create_task(batcher.assign(rows(2), wait_for_room=True))
+    await asyncio.sleep(0.01)
+    assert sample(batcher, "nvisa_queue_rows") == 5
+    leaves.cancel()
+    await waiting(batcher, 7)
+    assert sample(batcher, "nvisa_dropped_rows_total", reason="cancelled") == 6
+    engine.gate.set()
+    assert [len(a.clusters) for a in await asyncio.gather(running, queued, stays)] == [1, 5, 2]
+
+
+async def test_a_caller_whose_deadline_passes_in_the_line_is_told_and_never_computed(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=8)
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    queued = asyncio.create_task(batcher.assign(rows(8)))
+    await waiting(batcher, 8)
+    soon = time.perf_counter_ns() + 1
+    late = asyncio.create_task(batcher.assign(rows(3), deadline_ns=soon, wait_for_room=True))
+    await asyncio.sleep(0)
+    engine.gate.set()
+    with pytest.raises(DeadlinePassed):
+        await late
+    await asyncio.gather(running, queued)
+    assert engine.batch_sizes == [1, 8]
+    assert sample(batcher, "nvisa_dropped_rows_total", reason="expired") == 3
+
+
+async def test_close_answers_those_that_wait_for_room(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=8, max_batch_rows=4)
+    calls = [asyncio.create_task(batcher.assign(rows(8), wait_for_room=True)) for _ in range(3)]
+    await entered(engine)
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady):
+        await batcher.assign(rows(1), wait_for_room=True)
+    engine.gate.set()
+    assert [len(answer.clusters) for answer in await asyncio.gather(*calls)] == [8, 8, 8]
+    await closing
+
+
+async def test_if_its_task_dies_those_in_the_line_are_told(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=4)
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    queued = asyncio.create_task(batcher.assign(rows(4)))
+    await waiting(batcher, 4)
+    in_line = asyncio.create_task(batcher.assign(rows(4), wait_for_room=True))
+    await asyncio.sleep(0)
+    batcher.task.cancel()
+    for call in (queued, in_line):
+        with pytest.raises(NotReady):
+            await call
+    running.cancel()
+
+
 async def test_a_cancelled_call_never_reaches_the_model_and_frees_its_place(start):
     engine = GatedEngine()
     batcher = start(engine, max_queue_rows=10)
@@ -332,6 +431,88 @@ async def test_a_delay_ends(start):
     engine = FakeEngine()
     await start(engine, max_queue_delay=0.002).assign(rows(3))
     assert engine.batch_sizes == [3]
+
+
+class Placed(FakeEngine):
+    """Remembers which batches were run on the event loop, and takes its time."""
+
+    def __init__(self, seconds=0.0):
+        super().__init__()
+        self.seconds = seconds
+        self.inline = []
+
+    def assign(self, x):
+        self.inline.append(threading.current_thread() is threading.main_thread())
+        time.sleep(self.seconds)
+        return super().assign(x)
+
+
+async def test_runs_that_have_shown_to_be_short_are_made_on_the_event_loop(start):
+    engine = Placed()
+    batcher = start(engine, inline_seconds=10.0)
+    for i in range(4):
+        assert (await batcher.assign(rows(3, first=i))).clusters.tolist() == [i, i + 1, i + 2]
+    assert (await batcher.assign(rows(9))).clusters.tolist() == list(range(9))  # how long may that take?
+    assert (await batcher.assign(rows(8))).clusters.tolist() == list(range(8))
+    assert engine.inline == [False, True, True, True, False, True]
+    assert sample(batcher, "nvisa_executions_total") == 6
+    assert sample(batcher, "nvisa_rows_total") == 4 * 3 + 9 + 8
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0.02, 0.01), (0.0, 0.0)])
+async def test_runs_that_take_long_never_hold_up_the_event_loop_and_with_zero_none_does(
+    start, seconds, limit
+):
+    engine = Placed(seconds)
+    batcher = start(engine, inline_seconds=limit)
+    for _ in range(10):
+        await batcher.assign(rows(2))
+    assert engine.inline == [False] * 10
+
+
+async def test_a_run_on_the_event_loop_that_fails_fails_its_own_calls_and_no_others(start):
+    class Fragile(FakeEngine):
+        def assign(self, x):
+            if x[0, 0] == 1:
+                raise EngineError("broken")
+            return super().assign(x)
+
+    batcher = start(Fragile(), inline_seconds=10.0)
+    await batcher.assign(rows(2))
+    with pytest.raises(EngineError, match="broken"):
+        await batcher.assign(rows(2, first=1))
+    assert (await batcher.assign(rows(2, first=2))).clusters.tolist() == [2, 3]
+    assert sample(batcher, "nvisa_failed_executions_total") == 1
+
+
+async def test_the_event_loop_turns_between_runs_that_are_made_on_it(start):
+    engine = Placed()
+    batcher = start(engine, inline_seconds=10.0, max_batch_rows=2)
+    await batcher.assign(rows(2))
+    call = asyncio.create_task(batcher.assign(rows(40)))
+    turns = runs = 0
+    while not call.done():
+        await asyncio.sleep(0)
+        turns, runs = turns + (len(engine.inline) > runs), len(engine.inline)
+    assert (await call).clusters.tolist() == [i % 10 for i in range(40)]
+    assert runs == 21
+    assert turns >= 20, "some runs had no turn of the loop between them"
+
+
+async def test_calls_that_are_read_one_after_the_other_share_one_run(start):
+    engine = FakeEngine()
+    batcher = start(engine)
+
+    async def arrive():
+        calls = []
+        for i in range(6):
+            calls.append(asyncio.create_task(batcher.assign(rows(1, first=i))))
+            for _ in range(4):
+                await asyncio.sleep(0)
+        return [answer.clusters[0] for answer in await asyncio.gather(*calls)]
+
+    assert await arrive() == list(range(6))
+    assert engine.batch_sizes == [6]
 
 
 async def test_close_answers_what_is_in_and_refuses_what_comes(start):

@@ -30,3 +30,9 @@ def test_workers_share_the_processors(monkeypatch, workers, threads):
     assert (batch_limits(settings, "cpu").threads, intra_op_threads(settings)) == (threads, 1)
     settings = ServerSettings(model_repository="m", workers=workers, inference_threads=1)
     assert intra_op_threads(settings) == threads
+
+
+def test_only_on_the_cpu_runs_are_made_on_the_event_loop():
+    settings = ServerSettings(model_repository="m", inline_seconds=0.002)
+    assert batch_limits(settings, "cpu").inline_seconds == 0.002
+    assert batch_limits(settings, "cuda").inline_seconds == 0

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,49 @@ def test_clusters_and_confidences_are_counted_row_by_row(metrics, manifest):
     assert value("nvisa_confidence_sum", TOY) == pytest.approx(2.649)
     by_edge = {le: value("nvisa_confidence_bucket", TOY | {"le": le}) for le in ("0.1", "0.5", "0.9", "+Inf")}
     assert by_edge == {"0.1": 0, "0.5": 2, "0.9": 2, "+Inf": 4}
+
+
+@pytest.mark.parametrize("batch", [1, 7, 400, 5000])
+def test_the_counts_do_not_depend_on_how_the_rows_came(metrics, novelty_manifest, batch):
+    rng = np.random.default_rng(0)
+    n = 5000
+    clusters, confidences = rng.integers(0, 10, n), rng.random(n, np.float32)
+    novelty = rng.random(n, np.float32)
+    tally = metrics.for_model(novelty_manifest, low_confidence=0.25, drift_window_rows=10**6).tally
+    for start in range(0, n, batch):
+        part = slice(start, start + batch)
+        tally.add(clusters[part], confidences[part], novelty[part])
+    counts = np.bincount(clusters, minlength=10).tolist()
+    assert tally.mix().counts.tolist() == counts  # without a scrape before it
+    value = metrics.registry.get_sample_value
+    shown = [value("nvisa_cluster_rows_total", TOY | {"cluster": str(k)}) for k in range(10)]
+    assert shown == counts
+    assert value("nvisa_low_confidence_rows_total", TOY) == (confidences < 0.25).sum()
+    for name, values in (("nvisa_confidence", confidences), ("nvisa_novelty", novelty)):
+        assert value(f"{name}_count", TOY) == n
+        assert value(f"{name}_sum", TOY) == pytest.approx(values.sum(dtype=np.float64))
+        assert value(f"{name}_bucket", TOY | {"le": "0.5"}) == (values <= 0.5).sum()
+
+
+def test_while_many_threads_look_no_row_is_lost_or_counted_twice(metrics, manifest):
+    tally = metrics.for_model(manifest, low_confidence=0.5, drift_window_rows=1600).tally
+    done = threading.Event()
+
+    def look():
+        while not done.is_set():
+            tally.mix()
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for i in range(2000):
+        tally.add(np.array([i % 10, 3]), np.ones(2, np.float32))
+    done.set()
+    for thread in threads:
+        thread.join()
+    tally.count()
+    assert tally.rows_per_cluster.tolist() == [200] * 3 + [2200] + [200] * 6
+    assert tally.confidence_counts.sum() == 4000
 
 
 def test_novelty_is_counted_row_by_row_of_models_that_say_it(metrics, novelty_manifest):

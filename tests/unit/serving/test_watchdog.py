@@ -91,3 +91,33 @@ async def test_a_model_that_hangs_takes_readiness_and_then_the_server(tmp_path, 
     assert not server.is_ready()
     assert "batcher of toy/1: a run of the model has taken" in caplog.text
     engine.gate.set()
+
+
+async def test_a_run_that_hangs_on_the_event_loop_itself_ends_the_process(tmp_path, monkeypatch, caplog):
+    make_bundle(tmp_path)
+    engine = GatedEngine(is_open=True)
+    ended = []
+
+    def end(status):
+        ended.append(status)
+        engine.gate.set()  # there is no other way out here
+
+    monkeypatch.setattr(watchdog, "END_SECONDS", 0.05)
+    monkeypatch.setattr("os._exit", end)
+    values = {"grpc_port": 0, "metrics_port": 0, "device": "cpu", "inline_seconds": 0.1}
+    server = Server(
+        ServerSettings(model_repository=tmp_path, run_timeout_seconds=0.05, **values), lambda *_: engine
+    )
+    running = asyncio.create_task(server.run())
+    while not server.is_ready():
+        await asyncio.sleep(0.001)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = ClusterServiceStub(channel)
+        await stub.Assign(assign_request())
+        engine.gate.clear()
+        # The loop is held up from the run's start to the end of the process, which is only pretended.
+        await stub.Assign(assign_request())
+        assert ended == [1]
+        assert "is ended now" in caplog.text
+    assert await running == 1
+    assert not server.is_ready()
