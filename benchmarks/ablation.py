@@ -126,7 +126,7 @@ def remembered(cluster: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     known: dict[tuple[int, int, int], np.ndarray] = {}
 
     def recall(x: np.ndarray, config: TrainingConfig, say: Callable[[str], None]) -> np.ndarray:
-        key = config.seed, config.embeddings, config.contrastive_epochs
+        key = config.seed, config.embeddings, config.contrastive_steps
         if key not in known:
             known[key] = cluster(x, config, say)
         return known[key]

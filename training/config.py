@@ -92,11 +92,11 @@ class TrainingConfig(BaseModel):
         "features; gmm: on the latent space of an autoencoder of the same networks",
     )
     n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph (umap)")
-    contrastive_epochs: int = Field(
+    contrastive_steps: int = Field(
         0,
         ge=0,
-        description="epochs of contrastive learning of the encoder, whose features are then embedded in "
-        "place of principal components (umap; images of at least 16 pixels a side only)",
+        description="steps, of 512 images each, of contrastive learning of the encoder, whose features are "
+        "then embedded in place of principal components (umap; images of at least 16 pixels a side only)",
     )
     embeddings: int = Field(
         1,

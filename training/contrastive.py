@@ -34,7 +34,7 @@ _BEFORE_ALL = 1_000_000
 
 
 def contrast(model: NVISAModel, rows: Rows, config: TrainingConfig, say: Callable[[str], None]) -> None:
-    """Train ``model.encoder`` for ``config.contrastive_epochs``; a projection on top of it is thrown away.
+    """Train ``model.encoder`` for ``config.contrastive_steps``; a projection on top of it is thrown away.
 
     Parameters
     ----------
@@ -48,20 +48,20 @@ def contrast(model: NVISAModel, rows: Rows, config: TrainingConfig, say: Callabl
     DivergedError
         If the loss is not finite.
     """
-    width, epochs = model.encoder.out_features, config.contrastive_epochs
+    width, steps = model.encoder.out_features, config.contrastive_steps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         projection = nn.Sequential(dense(width, width), nn.ReLU(), dense(width, PROJECTED)).to(rows.device)
     parameters = [*model.encoder.parameters(), *projection.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    done = 0
-    for epoch in range(epochs):
+    done = epoch = told = 0
+    while done < steps:
         generator = epoch_generator(config.seed, epoch - _BEFORE_ALL, rows.device)
-        order = list(batches(len(rows), BATCH_SIZE, generator))
+        order = list(batches(len(rows), BATCH_SIZE, generator))[: steps - done]
         total = torch.zeros((), device=rows.device)
         for _, raw in fetch(rows, order):
             for group in optimiser.param_groups:
-                group["lr"] = _rate(done, epochs * len(order))
+                group["lr"] = _rate(done, steps)
             x = model.preprocess(raw)
             views = torch.cat([view(x, model.spec, generator), view(x, model.spec, generator)])
             with matrix_products(rows.device, config.precision):
@@ -72,11 +72,14 @@ def contrast(model: NVISAModel, rows: Rows, config: TrainingConfig, say: Callabl
             optimiser.step()
             total += loss.detach()
             done += 1
+        epoch += 1
         if not (mean := total.item() / len(order)) < math.inf:
             raise DivergedError(
-                "contrastive learning diverged: precision float32 may help, or 0 epochs of it"
+                "contrastive learning diverged: try precision float32, or contrastive_steps 0"
             )
-        say(f"contrastive epoch {epoch + 1}/{epochs}: loss {mean:.3f} a view")
+        if (tenth := 10 * done // steps) > told:
+            told = tenth
+            say(f"contrastive step {done}/{steps}: loss {mean:.3f} a view")
     model.zero_grad(set_to_none=True)
 
 

@@ -138,12 +138,12 @@ def initialise_umap(
 ) -> Start:
     """Cluster a UMAP embedding of the rows, and train the model with those clusters given.
 
-    At most 70,000 evenly spread rows are embedded: their values, or, of images, with ``contrastive_epochs``,
+    At most 70,000 evenly spread rows are embedded: their values, or, of images, with ``contrastive_steps``,
     what the encoder has first learned of them. See `training.embedding`, `training.contrastive` and
     `training.agreement`. Parameters and errors as for `initialise_gmm`.
     """
     chosen = rows[:: -(-len(rows) // EMBEDDED_ROWS)]
-    if config.contrastive_epochs > 0 and large_images(model.spec):
+    if config.contrastive_steps > 0 and large_images(model.spec):
         contrast(model, chosen, config, say)
         points = contrastive_features(model, chosen)
     else:

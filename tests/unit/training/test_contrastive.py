@@ -24,7 +24,7 @@ FEATURES = InputSpec(dtype="float32", shape=(6,), meaning="features")
 
 def config(**changes) -> TrainingConfig:
     values = {"n_clusters": 2, "latent_dim": 2, "hidden_sizes": (32,), "network": "conv"}
-    values |= {"initialisation": "umap", "contrastive_epochs": 4, "pretrain_epochs": 2, "gmm_starts": 2}
+    values |= {"initialisation": "umap", "contrastive_steps": 40, "pretrain_epochs": 2, "gmm_starts": 2}
     return TrainingConfig(**values | changes)
 
 
@@ -90,7 +90,7 @@ def test_tones_of_channels_differ_and_views_of_equal_images_do():
 
 
 def test_the_encoder_learns_which_images_are_alike_and_nothing_else_changes(images):
-    settings = config(contrastive_epochs=15)
+    settings = config(contrastive_steps=150)
     model = model_of(settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -107,7 +107,8 @@ def test_the_encoder_learns_which_images_are_alike_and_nothing_else_changes(imag
     untrained, said = alike(), []
     contrast(model, images, settings, said.append)
     assert alike() > 2 * untrained
-    assert len(said) == 15
+    assert 5 <= len(said) <= 10
+    assert said[-1].startswith("contrastive step 150/150: loss ")
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("encoder.") for name in changed)
@@ -120,7 +121,7 @@ def test_the_same_seed_learns_the_same_and_another_does_not(images):
     learned = []
     for seed in (0, 0, 1):
         model = model_of(config(seed=seed))
-        contrast(model, images, config(seed=seed, contrastive_epochs=1), lambda _: None)
+        contrast(model, images, config(seed=seed, contrastive_steps=10), lambda _: None)
         learned.append(contrastive_features(model, images))
     assert torch.equal(learned[0], learned[1])
     assert not torch.equal(learned[0], learned[2])
@@ -137,7 +138,7 @@ def test_a_start_embeds_what_was_learned_of_images_and_the_values_of_features(im
     said: list[str] = []
     model = model_of(config())
     initialise_umap(model, images, config(), said.append)
-    assert [line for line in said if line.startswith("contrastive")][-1].startswith("contrastive epoch 4/4")
+    assert [line for line in said if line.startswith("contrastive")][-1].startswith("contrastive step 40/40")
     assert embedded[0].shape == (120, 32)
     said.clear()
     settings = config(network="auto")
@@ -149,4 +150,4 @@ def test_a_start_embeds_what_was_learned_of_images_and_the_values_of_features(im
 def test_what_is_not_finite_is_told(images, monkeypatch):
     monkeypatch.setattr(contrastive, "LEARNING_RATE", math.inf)
     with pytest.raises(DivergedError, match="contrastive learning diverged"):
-        contrast(model_of(config()), images, config(contrastive_epochs=2), lambda _: None)
+        contrast(model_of(config()), images, config(contrastive_steps=20), lambda _: None)
