@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from training.report.style import (
     ACCENT,
@@ -91,6 +92,9 @@ def _fit_limits(axes: Axes, losses: Sequence[np.ndarray]) -> None:
     room = 0.05 * (high - low) or 1.0
     if high - low > 20_000:
         axes.set_yscale("symlog", linthresh=1_000)
+        # The scale's own ticks lie on one another in its linear part.
+        axes.yaxis.set_major_locator(FixedLocator([-1e5, -1e4, -1e3, 0, 1e3, 1e4, 1e5]))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(low - room, high + room)
 
