@@ -40,7 +40,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     case "${RUNTIME}" in cpu|gpu) ;; *) echo "RUNTIME is ${RUNTIME}; use cpu or gpu" >&2; exit 2 ;; esac \
     && python -m venv /opt/nvisa \
     && for wheel in /wheels/nvisa-*.whl; do \
-         pip install --constraint /constraints.txt "${wheel}[serving,${RUNTIME}]" || exit 1; \
+         pip install --constraint /constraints.txt "${wheel}[serving,tracing,${RUNTIME}]" || exit 1; \
        done \
     && rm /opt/nvisa/bin/nvisa-train \
     && if python -c "import torch" 2>/dev/null; then echo "torch is in the server image" >&2; exit 1; fi

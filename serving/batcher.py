@@ -276,7 +276,11 @@ class Batcher:
         finite = np.isfinite(batch.confidences)
         all_finite = bool(finite.all())
         if self._ran is not None:
-            self._ran(None if finite.any() else EngineError("no row of a run has finite probabilities"))
+            self._ran(
+                None
+                if all_finite or finite.any()
+                else EngineError("no row of a run has finite probabilities")
+            )
         arrays: tuple[np.ndarray, ...] = (batch.clusters, batch.confidences, batch.probabilities)
         if batch.novelty is not None:
             arrays += (batch.novelty,)

@@ -10,15 +10,8 @@ import numpy as np
 
 from serving.bound_runs import BoundRuns, Output
 from serving.bundle import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, Bundle, BundleError
-from serving.runtime import Device, DeviceError, available_cpus, open_session
-
-# As on the CPU, products are in float32 and not in TF32's ten bits; a new shape costs no search of all of
-# cuDNN's algorithms; and the arena does not double whenever it grows.
-_CUDA_OPTIONS = {
-    "use_tf32": "0",
-    "cudnn_conv_algo_search": "HEURISTIC",
-    "arena_extend_strategy": "kSameAsRequested",
-}
+from serving.gpu import NO_GPU_OPTIONS, GpuOptions, GpuProviders
+from serving.runtime import CUDA, Device, DeviceError, available_cpus, open_session
 
 
 class EngineError(RuntimeError):
@@ -81,8 +74,8 @@ class OnnxEngine:
         Threads within one run; 0 takes the processors this process may use.
     spin
         Let idle threads spin: faster for a job that runs back to back, wasteful for a server.
-    cuda_graphs
-        On CUDA, replay each size that it is prepared for as one graph; see `serving.bound_runs`.
+    gpu
+        How to run on CUDA.
 
     Raises
     ------
@@ -97,13 +90,13 @@ class OnnxEngine:
         *,
         intra_op_threads: int = 0,
         spin: bool = False,
-        cuda_graphs: bool = False,
+        gpu: GpuOptions = NO_GPU_OPTIONS,
     ) -> None:
         self._spec = bundle.manifest.input
         self._n_clusters = bundle.manifest.n_clusters
-        options = _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if cuda_graphs else {})
-        self._session = _session(bundle, device, intra_op_threads or available_cpus(), spin, options)
-        self._device = "cuda" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+        providers = gpu.providers(INPUT_NAME, self._spec.shape)
+        self._session = _session(bundle, device, intra_op_threads or available_cpus(), spin, providers)
+        self._device = "cuda" if CUDA in self._session.get_providers() else "cpu"
         names = {value.name for value in self._session.get_inputs()}
         outputs = {value.name for value in self._session.get_outputs()}
         self._outputs = [PROBABILITIES, CLUSTER]
@@ -114,7 +107,7 @@ class OnnxEngine:
                 f"{bundle.path}: the graph has inputs {sorted(names)} and outputs {sorted(outputs)}; "
                 f"this bundle's graph should have input {INPUT_NAME!r} and outputs {self._outputs}"
             )
-        self._graphs = cuda_graphs and self._device == "cuda"
+        self._graphs = gpu.cuda_graphs and self._device == "cuda"
         self._bound = self._bind(())
 
     @property
@@ -175,9 +168,9 @@ class OnnxEngine:
         )
 
 
-def _session(bundle: Bundle, device: Device, threads: int, spin: bool, cuda_options: dict[str, str]) -> Any:
+def _session(bundle: Bundle, device: Device, threads: int, spin: bool, providers: GpuProviders) -> Any:
     try:
-        return open_session(bundle.graph, device, threads, spin=spin, cuda_options=cuda_options)
+        return open_session(bundle.graph, device, threads, spin=spin, gpu_providers=providers)
     except DeviceError as error:
         raise EngineError(str(error)) from error
     except Exception as error:

@@ -55,6 +55,7 @@ class FailureWatch:
         self._seconds = seconds
         self._hangs = hangs
         self._failed_in_a_row = 0
+        self._closed = False
         self._looking: asyncio.Task[None] | None = None
 
     def ran(self, error: Exception | None) -> None:
@@ -63,14 +64,15 @@ class FailureWatch:
             self._failed_in_a_row = 0
             return
         self._failed_in_a_row += 1
-        if self._failed_in_a_row >= self._failures and self._looking is None:
+        if self._failed_in_a_row >= self._failures and self._looking is None and not self._closed:
             self._looking = asyncio.get_running_loop().create_task(
                 self._look(), name=f"tries of {self._name}"
             )
             self._looking.add_done_callback(self._ended)
 
     def close(self) -> None:
-        """Look no more."""
+        """Look no more, also if runs that are still under way fail."""
+        self._closed = True
         if self._looking is not None:
             self._looking.cancel()
 

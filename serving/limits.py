@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serving.gpu import GpuOptions
 from serving.runtime import available_cpus
 from serving.settings import ServerSettings
 
@@ -63,6 +64,17 @@ def buckets(max_batch_rows: int) -> tuple[int, ...]:
         sizes.append(size)
         size *= 4
     return (*sizes, max_batch_rows)
+
+
+def gpu_options(settings: ServerSettings) -> GpuOptions:
+    """How to run models on a GPU, if they do."""
+    return GpuOptions(
+        cuda_graphs=settings.cuda_graphs,
+        memory_bytes=settings.gpu_memory_bytes,
+        tensorrt=settings.tensorrt,
+        tensorrt_cache=settings.tensorrt_cache,
+        largest_batch=settings.max_batch_rows,
+    )
 
 
 def processors(settings: ServerSettings) -> int:

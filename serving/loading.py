@@ -10,6 +10,7 @@ import numpy as np
 
 from serving.bundle import Bundle, BundleError, Manifest, read_bundle
 from serving.engine import Engine, EngineError, OnnxEngine
+from serving.gpu import NO_GPU_OPTIONS, GpuOptions
 from serving.limits import BatchLimits, batch_limits, intra_op_threads
 from serving.models import Model
 from serving.runtime import Device
@@ -29,10 +30,10 @@ class Loaded:
 
 
 def onnx_engine(
-    bundle: Bundle, device: Device, intra_op_threads: int, *, cuda_graphs: bool = False
+    bundle: Bundle, device: Device, intra_op_threads: int, *, gpu: GpuOptions = NO_GPU_OPTIONS
 ) -> Engine:
     """Build the engine of a real server: ONNX Runtime, without spinning threads."""
-    return OnnxEngine(bundle, device, intra_op_threads=intra_op_threads, cuda_graphs=cuda_graphs)
+    return OnnxEngine(bundle, device, intra_op_threads=intra_op_threads, gpu=gpu)
 
 
 def load_model(model: Model, settings: ServerSettings, build_engine: BuildEngine) -> Loaded:

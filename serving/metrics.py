@@ -49,6 +49,8 @@ class Metrics:
             ("code",),
             registry=registry,
         )
+        for code in ("OK", "INTERNAL"):  # from zero on, as `expect` says
+            self._stream_messages.labels(code)
         self.rows = Counter("nvisa_rows", "Rows the model answered", _MODEL, registry=registry)
         self.executions = Counter("nvisa_executions", "Runs of the model", _MODEL, registry=registry)
         self.padding_rows = Counter(

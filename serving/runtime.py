@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 
 class DeviceError(RuntimeError):
@@ -46,7 +48,7 @@ def open_session(
     threads: int,
     *,
     spin: bool = False,
-    cuda_options: dict[str, Any] | None = None,
+    gpu_providers: Sequence[tuple[str, dict[str, str]]] = ((CUDA, {}),),
 ) -> Any:
     """An ``InferenceSession`` of ``graph`` that really runs where it says.
 
@@ -60,8 +62,9 @@ def open_session(
         Threads within one run.
     spin
         Let idle threads spin.
-    cuda_options
-        Options of ONNX Runtime's CUDA provider.
+    gpu_providers
+        ONNX Runtime's providers for CUDA with their options, first choice first: CUDA's own, or TensorRT's
+        before it.
 
     Raises
     ------
@@ -81,20 +84,22 @@ def open_session(
         if cuda:
             # ONNX Runtime moves to the CPU without a word unless it is told not to.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        name = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
-        providers = [(name, cuda_options or {}) if cuda else name]
+        providers = list(gpu_providers) if cuda else [("CPUExecutionProvider", {})]
+        name = providers[0][0]
         session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         if session.get_providers()[0] != name:
             raise DeviceError(f"asked for {name}, got {session.get_providers()}")
         return session
 
     if device != "cpu":
-        has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+        has_cuda = CUDA in ort.get_available_providers()
         if not has_cuda and device == "cuda":
             raise DeviceError(
                 "device=cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu instead of "
                 "onnxruntime, or use --device cpu"
             )
+        if has_cuda and gpu_providers[0][0] not in ort.get_available_providers():
+            raise DeviceError(f"this onnxruntime has no {gpu_providers[0][0]}; leave out --tensorrt")
         if has_cuda:
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
@@ -103,8 +108,8 @@ def open_session(
             except Exception as error:
                 if device == "cuda":
                     raise DeviceError(
-                        f"device=cuda: CUDA cannot be used: {error}; check the driver and the CUDA and "
-                        "cuDNN versions, or use --device cpu"
+                        f"device=cuda: {gpu_providers[0][0]} cannot be used: {error}; check the driver and "
+                        "the versions of CUDA, cuDNN and, with --tensorrt, TensorRT, or use --device cpu"
                     ) from error
                 log.warning("device=auto: CUDA is there and cannot be used", extra={"why": str(error)})
     return build(cuda=False)

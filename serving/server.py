@@ -18,6 +18,7 @@ from serving.engine import EngineError
 from serving.grpc_port import SERVICES, build_grpc_server, build_health_server, listen
 from serving.health import HealthService
 from serving.http_port import HttpPort
+from serving.limits import gpu_options
 from serving.loading import BuildEngine, onnx_engine
 from serving.metrics import Metrics
 from serving.model_control import ModelControl
@@ -74,7 +75,7 @@ class Server:
         self._phase = self._why_not_ready = "starting"
         self._tracing = tracing or (_start_tracing() if settings.tracing else None)
         try:
-            build = build_engine or partial(onnx_engine, cuda_graphs=settings.cuda_graphs)
+            build = build_engine or partial(onnx_engine, gpu=gpu_options(settings))
             self._repository = Repository(settings, self.metrics, build, self._tracing)
         except BundleError as error:
             raise StartError(str(error)) from error

@@ -117,6 +117,20 @@ class ServerSettings(LayeredSettings):
     cuda_graphs: bool = Field(
         False, description="on CUDA, replay the model as one graph for each batch size; not yet measured"
     )
+    gpu_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="on CUDA, most that the arena for one model takes on the device; 0: as much as there is",
+    )
+    tensorrt: bool = Field(
+        False,
+        description="with --device cuda, run models through TensorRT, which has to be installed; not yet "
+        "measured",
+    )
+    tensorrt_cache: Path | None = Field(
+        None,
+        description="folder that exists, where TensorRT keeps what it builds, for minutes, of each model",
+    )
     run_timeout_seconds: float = Field(
         60.0,
         ge=0,
@@ -161,6 +175,22 @@ class ServerSettings(LayeredSettings):
                 "--tls-certificate and --tls-key, listen on 127.0.0.1, or pass --allow-insecure-tokens if "
                 "a proxy before this server does TLS"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_gpu(self) -> Self:
+        if self.tensorrt and self.device != "cuda":
+            raise ValueError("--tensorrt runs on CUDA alone; pass --device cuda, too")
+        if self.tensorrt and self.cuda_graphs:
+            raise ValueError(
+                "--tensorrt and --cuda-graphs: TensorRT replays no graphs here; pass one of them"
+            )
+        if self.tensorrt_cache is not None and not self.tensorrt:
+            raise ValueError("--tensorrt-cache: there is nothing to keep; pass --tensorrt, too")
+        if self.tensorrt_cache is not None and not self.tensorrt_cache.is_dir():
+            raise ValueError(f"--tensorrt-cache: {self.tensorrt_cache} is not a folder; make it first")
+        if self.gpu_memory_bytes and (self.device == "cpu" or self.workers > 1):
+            raise ValueError("--gpu-memory-bytes: models run on the CPU; pass --device cuda or auto")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ import onnx
 from onnx import ModelProto, TensorProto, compose, helper, numpy_helper
 
 from serving.bundle import INPUT_NAME, InputSpec
-from serving.runtime import Device, DeviceError, available_cpus, open_session
+from serving.runtime import CUDA, Device, DeviceError, available_cpus, open_session
 from training.augment import channels_first
 from training.backbone import Backbone, BackboneError
 
@@ -152,13 +152,13 @@ class Extractor:
         self._name = backbone.name
         try:
             self._session = open_session(
-                graph, device, threads or available_cpus(), spin=True, cuda_options=_CUDA_OPTIONS
+                graph, device, threads or available_cpus(), spin=True, gpu_providers=[(CUDA, _CUDA_OPTIONS)]
             )
         except DeviceError as error:
             raise BackboneError(str(error)) from error
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
             raise BackboneError(f"{backbone.name}: ONNX Runtime cannot load it: {error}") from error
-        self.device = "cuda" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+        self.device = "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
         self._check_batches(images)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

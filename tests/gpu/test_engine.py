@@ -7,6 +7,7 @@ import pytest
 
 from serving.bundle import read_bundle
 from serving.engine import OnnxEngine
+from serving.gpu import GpuOptions
 from tests.bundles import make_bundle, random_rows
 
 pytestmark = pytest.mark.gpu
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("graphs", [False, True], ids=["no graphs", "graphs"])
 def test_cuda_engine_agrees_with_the_cpu(tmp_path, sizes, graphs):
     bundle = read_bundle(make_bundle(tmp_path))
-    on_gpu, on_cpu = OnnxEngine(bundle, "cuda", cuda_graphs=graphs), OnnxEngine(bundle, "cpu")
+    on_gpu, on_cpu = OnnxEngine(bundle, "cuda", gpu=GpuOptions(cuda_graphs=graphs)), OnnxEngine(bundle, "cpu")
     assert (on_gpu.device, on_cpu.device) == ("cuda", "cpu")
     on_gpu.prepare(sizes)
     # A graph is recorded after the first runs of a size, and replayed from then on.

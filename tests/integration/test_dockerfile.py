@@ -82,7 +82,7 @@ def test_images_run_their_program_as_nobody_special_and_pass_signals_on(stage, p
 def test_the_server_image_is_the_default_and_checks_that_it_has_no_torch():
     assert list(stages())[-1] == "server"
     install = " ".join(arguments("server-packages", "RUN"))
-    assert "[serving,${RUNTIME}]" in install
+    assert "[serving,tracing,${RUNTIME}]" in install
     assert "import torch" in install
     assert "training" not in install
 

@@ -254,8 +254,9 @@ def test_an_empty_or_missing_repository_stops_the_start(tmp_path):
     "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(),
     reason="this onnxruntime has CUDA",
 )
-def test_cuda_is_refused_where_there_is_none(repository):
-    ended = run_to_end(flags(repository, "--device", "cuda"))
+@pytest.mark.parametrize("more", [(), ("--tensorrt",)])
+def test_cuda_is_refused_where_there_is_none(repository, more):
+    ended = run_to_end(flags(repository, "--device", "cuda", *more))
     assert ended.returncode == 1
     assert "device=cuda" in last_log(ended)["message"]
     assert "--device cpu" in last_log(ended)["message"]

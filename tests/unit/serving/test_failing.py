@@ -139,6 +139,15 @@ async def test_a_try_that_hangs_is_handed_over_and_one_that_was_closed_is_not():
     gate.set()
 
 
+async def test_once_closed_it_looks_no_more_whatever_still_fails():
+    tried = []
+    looks, said, tasks = watch(lambda: tried.append(1), failures=1)
+    looks.close()
+    looks.ran(EngineError(GONE))
+    await asyncio.sleep(0.02)
+    assert (tried, said, tasks) == ([], [], [])
+
+
 async def test_a_timeout_that_the_device_raises_is_no_hang():
     def attempt():
         raise TimeoutError("the device did not answer")

@@ -63,6 +63,26 @@ def test_the_environment_can_name_the_file(tmp_path, monkeypatch):
         (["--model-repository", "m", "--workers", "0"], "--workers"),
         (["--model-repository", "m", "--workers", "2", "--device", "cuda"], "a GPU belongs to one process"),
         (["--model-repository", "m", "--run-timeout-seconds", "-1"], "--run-timeout-seconds"),
+        (["--model-repository", "m", "--failed-runs", "0"], "--failed-runs"),
+        (["--model-repository", "m", "--tensorrt"], "--tensorrt runs on CUDA alone; pass --device cuda"),
+        (
+            ["--model-repository", "m", "--device", "cuda", "--tensorrt", "--cuda-graphs"],
+            "pass one of them",
+        ),
+        (["--model-repository", "m", "--tensorrt-cache", "c"], "--tensorrt-cache: there is nothing to keep"),
+        (
+            ["--model-repository", "m", "--device", "cuda", "--tensorrt", "--tensorrt-cache", "/not/there"],
+            "/not/there is not a folder; make it first",
+        ),
+        (["--model-repository", "m", "--gpu-memory-bytes", "-1"], "--gpu-memory-bytes"),
+        (
+            ["--model-repository", "m", "--gpu-memory-bytes", "9", "--device", "cpu"],
+            "--gpu-memory-bytes: models run on the CPU",
+        ),
+        (
+            ["--model-repository", "m", "--gpu-memory-bytes", "9", "--workers", "2"],
+            "--gpu-memory-bytes: models run on the CPU",
+        ),
         (
             ["--model-repository", "m", "--config", "/not/there.yaml"],
             "--config /not/there.yaml: No such file",

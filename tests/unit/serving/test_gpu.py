@@ -1,0 +1,115 @@
+"""What ONNX Runtime is asked for on a GPU. Here there is none: a stand-in for it records what it is told."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from serving.configuration import load_settings
+from serving.gpu import GpuOptions
+from serving.limits import gpu_options
+from serving.runtime import CUDA, TENSORRT, DeviceError, open_session
+from serving.settings import ServerSettings
+
+CPU = "CPUExecutionProvider"
+
+
+class Runtime:
+    """ONNX Runtime with some providers, of which the ``broken`` ones give way to the next without a word."""
+
+    def __init__(self, available, broken=()):
+        self.available, self.broken = available, broken
+        self.asked = []
+
+    def get_available_providers(self):
+        return self.available
+
+    def SessionOptions(self):
+        return SimpleNamespace(add_session_config_entry=lambda *_: None)
+
+    def InferenceSession(self, graph, options, providers, enable_fallback):
+        self.asked = providers
+        in_use = [name for name, _ in providers if name not in self.broken]
+        return SimpleNamespace(get_providers=lambda: [*in_use, CPU])
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    def runtime(available, broken=()):
+        stand_in = Runtime(available, broken)
+        monkeypatch.setattr("serving.runtime.import_onnxruntime", lambda: stand_in)
+        return stand_in
+
+    return runtime
+
+
+def settings(*flags):
+    return load_settings(ServerSettings, ["--model-repository", "m", *flags])
+
+
+def providers(*flags):
+    return gpu_options(settings(*flags)).providers("x", (28, 28))
+
+
+def test_by_default_the_arena_grows_by_what_it_needs_and_without_a_limit():
+    [(name, options)] = providers()
+    assert name == CUDA
+    assert options["arena_extend_strategy"] == "kSameAsRequested"
+    assert options["use_tf32"] == "0"
+    assert not {"gpu_mem_limit", "enable_cuda_graph"} & set(options)
+
+
+def test_the_limit_of_memory_and_graphs_reach_the_provider():
+    [(_, options)] = providers("--gpu-memory-bytes", "2000000000", "--cuda-graphs")
+    assert (options["gpu_mem_limit"], options["enable_cuda_graph"]) == ("2000000000", "1")
+
+
+def test_tensorrt_comes_first_and_builds_one_engine_for_all_batches(tmp_path):
+    flags = ("--device", "cuda", "--tensorrt", "--max-batch-rows", "512", "--gpu-memory-bytes", "7")
+    [(first, tensorrt), (second, cuda)] = providers(*flags)
+    assert (first, second) == (TENSORRT, CUDA)
+    assert tensorrt == {
+        "trt_profile_min_shapes": "x:1x28x28",
+        "trt_profile_opt_shapes": "x:512x28x28",
+        "trt_profile_max_shapes": "x:512x28x28",
+    }
+    assert cuda["gpu_mem_limit"] == "7"
+    [(_, cached), _] = providers(*flags, "--tensorrt-cache", str(tmp_path))
+    assert (cached["trt_engine_cache_enable"], cached["trt_engine_cache_path"]) == ("1", str(tmp_path))
+    assert (cached["trt_timing_cache_enable"], cached["trt_timing_cache_path"]) == ("1", str(tmp_path))
+
+
+def open_on(device, options):
+    return open_session(b"", device, 1, gpu_providers=options.providers("x", (2,)))
+
+
+def test_a_session_is_asked_for_what_there_is(runtime):
+    ort = runtime([TENSORRT, CUDA, CPU])
+    for tensorrt, names in ((False, [CUDA]), (True, [TENSORRT, CUDA])):
+        session = open_on("cuda", GpuOptions(tensorrt=tensorrt))
+        assert [name for name, _ in ort.asked] == names
+        assert session.get_providers()[0] == names[0]
+
+
+@pytest.mark.parametrize(
+    ("available", "broken", "says"),
+    [
+        ([CPU], (), "this onnxruntime has no CUDA provider"),
+        ([CUDA, CPU], (), f"this onnxruntime has no {TENSORRT}; leave out --tensorrt"),
+        (
+            [TENSORRT, CUDA, CPU],
+            (TENSORRT,),
+            f"{TENSORRT} cannot be used: asked for {TENSORRT}, got .*{CUDA}",
+        ),
+        (
+            [TENSORRT, CUDA, CPU],
+            (TENSORRT, CUDA),
+            f"{TENSORRT} cannot be used: asked for {TENSORRT}, got .*{CPU}",
+        ),
+    ],
+)
+def test_what_is_not_there_is_refused_and_nothing_takes_its_place(runtime, available, broken, says):
+    runtime(available, broken)
+    with pytest.raises(DeviceError, match=says):
+        open_on("cuda", GpuOptions(tensorrt=True))
