@@ -176,6 +176,40 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(start):
     assert [len(a.clusters) for a in await asyncio.gather(running, queued, fits)] == [1, 8, 2]
 
 
+async def test_a_call_that_would_wait_too_long_is_refused_and_one_that_may_wait_is_not(start):
+    engine = GatedEngine(is_open=True)
+    batcher = start(engine, max_batch_rows=4, max_queue_seconds=1e-9)
+    await batcher.assign(rows(4))  # now it is known what a full batch takes
+    await entered(engine)
+    engine.gate.clear()
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    queued = asyncio.create_task(batcher.assign(rows(1)))
+    await waiting(batcher, 1)
+    with pytest.raises(Overloaded, match=r"the 1 rows in it take .* s, and a call may wait 1e-09 s"):
+        await batcher.assign(rows(1))
+    in_line = asyncio.create_task(batcher.assign(rows(2), wait_for_room=True))
+    await asyncio.sleep(0)
+    assert sample(batcher, "nvisa_queue_rows") == 1
+    engine.gate.set()
+    assert [len(a.clusters) for a in await asyncio.gather(running, queued, in_line)] == [1, 1, 2]
+
+
+async def test_calls_are_refused_unread_while_no_room_is_left_for_such_as_wait(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=10)
+    assert batcher.overload() is None
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    queued = [asyncio.create_task(batcher.assign(rows(3))) for _ in range(3)]
+    await waiting(batcher, 9)
+    assert "9 rows wait of at most 10; this call was not read" in str(batcher.overload())
+    assert sample(batcher, "nvisa_dropped_rows_total", reason="overload") == 3
+    engine.gate.set()
+    await asyncio.gather(running, *queued)
+    assert batcher.overload() is None
+
+
 @pytest.mark.parametrize("wait_for_room", [False, True])
 async def test_a_call_larger_than_the_queue_is_refused_at_once(start, wait_for_room):
     engine = FakeEngine()
