@@ -2,7 +2,8 @@
 
 One task owns the queue; the model runs in threads of its own. A batch starts as soon as a thread is free,
 so a lone call never waits for company; calls that come while all threads are busy gather meanwhile. Only
-a batch that is already full is prepared while the others still run, because nothing could join it.
+batches that are already full are prepared while others run, one for each thread: nothing could join them, and
+a thread need not wait for the event loop's turn.
 
 A run that takes less than the way to a thread and back is worth is made on the event loop itself.
 """
@@ -200,7 +201,7 @@ class Batcher:
     def _may_start(self) -> bool:
         limits = self._limits
         if self._queue.rows >= limits.max_batch_rows:
-            return self._running <= limits.threads
+            return self._running < 2 * limits.threads
         if not self._queue or self._running >= limits.threads or self._arrivals.under_way:
             return False
         if limits.max_queue_delay == 0:

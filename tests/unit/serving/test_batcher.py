@@ -140,6 +140,16 @@ async def test_a_full_batch_is_prepared_while_the_model_runs_but_no_other(start)
     await asyncio.gather(*calls)
 
 
+async def test_a_full_batch_is_prepared_for_each_thread(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_batch_rows=4, threads=2)
+    calls = [asyncio.create_task(batcher.assign(rows(4, first=i))) for i in range(7)]
+    await entered(engine, 2)
+    await waiting(batcher, 12)  # two run, two are prepared, three wait
+    engine.gate.set()
+    assert [answer.clusters[0] for answer in await asyncio.gather(*calls)] == list(range(7))
+
+
 async def test_batches_are_padded_to_the_next_bucket_and_the_padding_is_counted(start):
     class Recorder(FakeEngine):
         padding = None
