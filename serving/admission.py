@@ -46,9 +46,12 @@ class Admission:
         return self._within(rows, 7 / 8)
 
     def is_full(self) -> bool:
-        """Whether there is no room for a call like those that wait."""
+        """Whether there is no room for a call like those that wait, nor for a 64th of the most rows."""
         calls = len(self._queue)
-        return calls > 0 and not self.has_room(self._queue.rows // calls)
+        if not calls:
+            return False
+        usual = min(self._queue.rows // calls, self._limits.max_queue_rows // 64)
+        return not self.has_room(max(1, usual))
 
     def overload(self, what: str) -> Overloaded:
         """Return the refusal of ``what``, which a caller reads."""

@@ -5,7 +5,8 @@ so a lone call never waits for company; calls that come while all threads are bu
 batches that are already full are prepared while others run, one for each thread: nothing could join them, and
 a thread need not wait for the event loop's turn.
 
-A run that takes less than the way to a thread and back is worth is made on the event loop itself.
+A short run that leaves nobody waiting is made on the event loop itself: the way to a thread and back would
+take longer.
 """
 
 from __future__ import annotations
@@ -184,12 +185,11 @@ class Batcher:
                 while self._may_start() and (batch := self._form()) is not None:
                     self._running += 1
                     self._runs.add(batch)
-                    if self._run_times.expected(batch.rows + batch.padding) > self._limits.inline_seconds:
+                    if self._is_for_the_loop(batch):
+                        self._threads.run(batch)
+                        self._finish(batch)
+                    else:
                         self._threads.submit(batch)
-                        continue
-                    self._threads.run(batch)
-                    self._finish(batch)
-                    await asyncio.sleep(0)  # the loop has waited long enough
                 if not self._queue and not self._running:
                     self._idle.set()
         finally:
@@ -212,6 +212,11 @@ class Batcher:
         if self._timer is None:
             self._timer = self._loop.call_later(limits.max_queue_delay - waited, self._timer_rang)
         return False
+
+    def _is_for_the_loop(self, batch: Batch[Call]) -> bool:
+        # While more wait, threads are better: they use other processors.
+        expected = self._run_times.expected(batch.rows + batch.padding)
+        return not self._queue and expected <= self._limits.inline_seconds
 
     def _timer_rang(self) -> None:
         self._timer = None

@@ -69,10 +69,16 @@ async def test_a_call_that_would_wait_too_long_has_no_room():
 
 
 async def test_it_is_full_when_a_call_like_those_that_wait_does_not_fit():
-    waiting = Waiting()
-    waiting.put(25, 25)
+    waiting = Waiting(max_queue_rows=6400)
+    waiting.put(*[90] * 70)
     assert not waiting.admission.is_full()
-    waiting.put(10)  # 20 on average
+    waiting.put(10, 10)  # room for 80
+    assert waiting.admission.is_full()
+
+
+async def test_one_large_call_does_not_make_it_full_for_small_ones():
+    waiting = Waiting(max_queue_rows=6400)
+    waiting.put(6300)
     assert not waiting.admission.is_full()
-    waiting.put(8)
+    waiting.put(1)
     assert waiting.admission.is_full()

@@ -276,7 +276,7 @@ async def test_while_the_queue_is_full_a_call_is_refused_before_it_is_read(tmp_p
     make_bundle(tmp_path)
     engine = GatedEngine(is_open=True)
     async with (
-        in_process(tmp_path, lambda *_: engine, inference_threads=1, max_queue_rows=10) as server,
+        in_process(tmp_path, lambda *_: engine, inference_threads=1, max_queue_rows=8) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
     ):
         engine.gate.clear()
@@ -293,7 +293,7 @@ async def test_while_the_queue_is_full_a_call_is_refused_before_it_is_read(tmp_p
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await unread
         assert caught.value.code() is CODE.RESOURCE_EXHAUSTED
-        assert "8 rows wait of at most 10; this call was not read" in caught.value.details()
+        assert "8 rows wait of at most 8; this call was not read" in caught.value.details()
         trailers = dict(caught.value.trailing_metadata())
         assert int(trailers["grpc-retry-pushback-ms"]) > 0
         assert trailers["x-request-id"] == "r-7"
