@@ -2,9 +2,11 @@
 
 One task owns the queue; the model runs in threads of its own. A batch starts as soon as a thread is free,
 so a lone call never waits for company; calls that come while all threads are busy gather meanwhile. Only
-a batch that is already full is prepared while the others still run, because nothing could join it.
+batches that are already full are prepared while others run, one for each thread: nothing could join them, and
+a thread need not wait for the event loop's turn.
 
-A run that takes less than the way to a thread and back is worth is made on the event loop itself.
+A short run that leaves nobody waiting is made on the event loop itself: the way to a thread and back would
+take longer.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from serving.admission import Admission
 from serving.arrivals import Arrivals
+from serving.batches import Parts, join
 from serving.bundle import InputSpec
-from serving.call_queue import Answer, Call, CallQueue, Piece
+from serving.call_queue import Answer, Call, CallQueue
 from serving.engine import Engine, EngineError
 from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.inference import Batch, InferenceThreads
@@ -75,8 +79,8 @@ class Batcher:
         self._running = 0
         self._runs: set[Batch[Call]] = set()
         self._closed = False
-        self._seconds_per_row = 0.0
         self._run_times = RunTimes()
+        self._admission = Admission(self._queue, self._run_times, limits)
         self._arrivals = Arrivals(self._loop, self._wake.set)
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -118,13 +122,13 @@ class Batcher:
         if self._closed:
             raise _closed_error()
         call = Call(x, self._loop.create_future(), deadline_ns, arrived_ns=time.perf_counter_ns())
-        if wait_for_room and (self._line or not self._has_room_for_the_line(len(x))):
+        if wait_for_room and (self._line or not self._admission.has_room_for_the_line(len(x))):
             self._line.put(call)
-        elif wait_for_room or self._has_room(len(x)):
+        elif wait_for_room or self._admission.has_room(len(x)):
             self._enter(call)
         else:
             self._metrics.dropped["overload"].inc(len(x))
-            raise self._overload(len(x))
+            raise self._admission.overload(f"this call has {len(x)}")
         try:
             return await call.future
         except asyncio.CancelledError:
@@ -153,6 +157,19 @@ class Batcher:
         started = [batch.started_ns for batch in runs if batch.started_ns and not batch.finished_ns]
         return (time.perf_counter_ns() - min(started)) * 1e-9 if started else 0.0
 
+    def overload(self) -> Overloaded | None:
+        """Return the refusal of a call that has not been read, if the queue is full for such as wait in it.
+
+        It is counted with as many rows as those have.
+        """
+        if not self._admission.is_full():
+            return None
+        self._metrics.dropped["overload"].inc(self._queue.rows // len(self._queue))
+        return self._admission.overload("this call was not read")
+
+    def _let_in(self) -> None:
+        self._line.let_in(self._admission.has_room_for_the_line, self._enter)
+
     def _enter(self, call: Call) -> None:
         """Put ``call`` into the queue."""
         self._queue.put(call)
@@ -162,23 +179,6 @@ class Batcher:
         else:
             self._wake.set()
 
-    def _has_room(self, rows: int) -> bool:
-        waiting = self._queue.rows
-        return not waiting or waiting + rows <= self._limits.max_queue_rows
-
-    def _has_room_for_the_line(self, rows: int) -> bool:
-        # An eighth stays free, so that calls which cannot wait find room beside those that can.
-        return self._has_room(rows + self._limits.max_queue_rows // 8)
-
-    def _overload(self, rows: int) -> Overloaded:
-        waiting, limits = self._queue.rows, self._limits
-        seconds = waiting * self._seconds_per_row / limits.threads
-        return Overloaded(
-            f"the queue is full: {waiting} rows wait of at most {limits.max_queue_rows}; "
-            f"this call has {rows}",
-            retry_after=min(max(seconds, 0.01), 5.0),
-        )
-
     async def _own_queue(self) -> None:
         try:
             while True:
@@ -186,16 +186,15 @@ class Batcher:
                 self._wake.clear()
                 while self._done:
                     self._finish(self._done.popleft())
-                self._line.let_in(self._has_room_for_the_line, self._enter)
+                self._let_in()
                 while self._may_start() and (batch := self._form()) is not None:
                     self._running += 1
                     self._runs.add(batch)
-                    if self._run_times.expected(batch.rows + batch.padding) > self._limits.inline_seconds:
+                    if self._is_for_the_loop(batch):
+                        self._threads.run(batch)
+                        self._finish(batch)
+                    else:
                         self._threads.submit(batch)
-                        continue
-                    self._threads.run(batch)
-                    self._finish(batch)
-                    await asyncio.sleep(0)  # the loop has waited long enough
                 if not self._queue and not self._running:
                     self._idle.set()
         finally:
@@ -207,7 +206,7 @@ class Batcher:
     def _may_start(self) -> bool:
         limits = self._limits
         if self._queue.rows >= limits.max_batch_rows:
-            return self._running <= limits.threads
+            return self._running < 2 * limits.threads
         if not self._queue or self._running >= limits.threads or self._arrivals.under_way:
             return False
         if limits.max_queue_delay == 0:
@@ -219,6 +218,11 @@ class Batcher:
             self._timer = self._loop.call_later(limits.max_queue_delay - waited, self._timer_rang)
         return False
 
+    def _is_for_the_loop(self, batch: Batch[Call]) -> bool:
+        # While more wait, threads are better: they use other processors.
+        expected = self._run_times.expected(batch.rows + batch.padding)
+        return not self._queue and expected <= self._limits.inline_seconds
+
     def _timer_rang(self) -> None:
         self._timer = None
         self._wake.set()
@@ -229,19 +233,8 @@ class Batcher:
         for call, rows in expired:
             self._metrics.dropped["expired"].inc(rows)
             _fail(call, DeadlinePassed("the deadline passed while the call waited for the model"))
-        self._line.let_in(self._has_room_for_the_line, self._enter)
-        return self._join(pieces) if pieces else None
-
-    def _join(self, pieces: list[Piece]) -> Batch[Call]:
-        arrays = [call.x[start:stop] for call, start, stop in pieces]
-        rows = sum(map(len, arrays))
-        size = next((bucket for bucket in self._limits.buckets if bucket >= rows), rows)
-        if len(arrays) == 1 and size == rows:
-            return Batch(arrays[0], pieces, rows, padding=0)
-        x = np.empty((size, *self._spec.shape), self._spec.numpy_dtype)
-        np.concatenate(arrays, out=x[:rows])
-        x[rows:] = 0
-        return Batch(x, pieces, rows, padding=size - rows)
+        self._let_in()
+        return join(pieces, self._spec, self._limits.buckets) if pieces else None
 
     def _hand_back(self, batch: Batch[Call]) -> None:
         """Take a batch that was run, in an inference thread, and wake the owner."""
@@ -255,7 +248,6 @@ class Batcher:
         self._running -= 1
         self._runs.discard(batch)
         metrics, seconds = self._metrics, (batch.finished_ns - batch.started_ns) * 1e-9
-        self._seconds_per_row = seconds / batch.rows
         self._run_times.add(batch.rows + batch.padding, seconds)
         metrics.inference_seconds.observe(seconds)
         if self._ended is not None:
@@ -273,33 +265,18 @@ class Batcher:
         metrics.executions.inc()
         metrics.padding_rows.inc(batch.padding)
         metrics.rows.inc(batch.rows)
-        finite = np.isfinite(batch.confidences)
-        all_finite = bool(finite.all())
+        parts = Parts(batch)
+        clusters, confidences, _, *novelty = parts.good
         if self._ran is not None:
-            self._ran(
-                None
-                if all_finite or finite.any()
-                else EngineError("no row of a run has finite probabilities")
-            )
-        arrays: tuple[np.ndarray, ...] = (batch.clusters, batch.confidences, batch.probabilities)
-        if batch.novelty is not None:
-            arrays += (batch.novelty,)
-        clusters, confidences, _, *novelty = (
-            arrays if all_finite else tuple(values[finite] for values in arrays)
-        )
+            none_good = "no row of a run has finite probabilities"
+            self._ran(None if len(clusters) else EngineError(none_good))
         metrics.tally.add(clusters, confidences, *novelty)
-        offset = 0
-        for call, start, stop in batch.pieces:
-            part = slice(offset, offset + stop - start)
-            offset = part.stop
-            if all_finite or finite[part].all():
-                if call.add(start, tuple(values[part] for values in arrays), batch.started_ns):
-                    self._settle(call)
-            else:
+        for call, start, part in parts:
+            if isinstance(part, InvalidInput):
                 self._queue.remove(call)
-                row = start + int(finite[part].argmin())
-                why = "the model has no finite probabilities for it; its values are too large"
-                _fail(call, InvalidInput(f"row {row}: {why}"))
+                _fail(call, part)
+            elif call.add(start, part, batch.started_ns):
+                self._settle(call)
 
     def _settle(self, call: Call) -> None:
         if call.future.done():  # the caller has gone

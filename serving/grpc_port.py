@@ -15,7 +15,7 @@ from serving.model_control import ModelControl
 from serving.pb.nvisa.v1 import cluster_pb2
 from serving.reloading import Reloaded
 from serving.repository import Repository
-from serving.rpc import service_handler
+from serving.rpc import Shed, service_handler
 from serving.settings import ServerSettings
 from serving.start_error import StartError
 from serving.tokens import Tokens
@@ -49,6 +49,8 @@ def build_grpc_server(
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.server.max_pending_requests", settings.max_pending_calls // 3),
+            ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_calls),
             *_connection_age(settings.max_connection_age),
             _sharing(settings),
         ],
@@ -59,11 +61,12 @@ def build_grpc_server(
         max_batch_rows=settings.max_batch_rows,
     )
     cluster_service = grpc_assign.ClusterService(repository, limits, metrics, draining)
+    shed = Shed(("Assign", "ModelInfer"), repository.overload)
     inference_service = grpc_inference.InferenceService(repository, is_ready, control)
     server.add_generic_rpc_handlers(
         (
-            service_handler(grpc_assign.SERVICE, cluster_service, metrics, tracing),
-            service_handler(grpc_inference.SERVICE, inference_service, metrics, tracing),
+            service_handler(grpc_assign.SERVICE, cluster_service, metrics, tracing, shed),
+            service_handler(grpc_inference.SERVICE, inference_service, metrics, tracing, shed),
         )
     )
     health.add_to_server(health_service, server)

@@ -19,6 +19,8 @@ class BatchLimits:
         Most rows of one run; longer calls are split.
     max_queue_rows
         Rows that may wait, and so rows of one call.
+    max_queue_seconds
+        A call that would wait longer for the model is refused; 0 for no bound but ``max_queue_rows``.
     max_queue_delay
         Seconds a batch that is not full may wait for company while a thread is free. The event loop's
         timers are no finer than about a millisecond.
@@ -32,6 +34,7 @@ class BatchLimits:
 
     max_batch_rows: int = 256
     max_queue_rows: int = 65536
+    max_queue_seconds: float = 0.0
     max_queue_delay: float = 0.0
     buckets: tuple[int, ...] = ()
     threads: int = 1
@@ -49,6 +52,7 @@ def batch_limits(settings: ServerSettings, device: str) -> BatchLimits:
     return BatchLimits(
         max_batch_rows=settings.max_batch_rows,
         max_queue_rows=settings.max_queue_rows,
+        max_queue_seconds=settings.max_queue_seconds,
         max_queue_delay=settings.max_queue_delay,
         buckets=buckets(settings.max_batch_rows) if cuda else (),
         threads=settings.inference_threads or (1 if cuda else processors(settings)),

@@ -64,7 +64,8 @@ class Metrics:
         )
         self.dropped_rows = Counter(
             "nvisa_dropped_rows",
-            "Rows that never reached the model: caller gone, deadline passed, queue full",
+            "Rows that never reached the model: caller gone, deadline passed, queue full; a call that was "
+            "refused unread counts as many as those in the queue",
             (*_MODEL, "reason"),
             registry=registry,
         )

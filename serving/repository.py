@@ -13,7 +13,7 @@ from serving.background import in_thread
 from serving.batcher import Batcher
 from serving.bundle import BundleError
 from serving.engine import EngineError
-from serving.errors import NotReady, ServingError
+from serving.errors import NotReady, Overloaded, ServingError
 from serving.failing import FailureWatch
 from serving.labels import LabelsError
 from serving.limits import batch_limits
@@ -157,6 +157,14 @@ class Repository:
     def batchers(self) -> list[Batcher]:
         """Return the batchers of all models that answer. For any thread."""
         return [b for model in self._catalogue if (b := model.batcher) is not None]
+
+    def overload(self) -> Overloaded | None:
+        """Return the refusal of a call for rows that has not been read, if it is sure to be refused.
+
+        Only where there is one version of one model: of several, an unread call may be for any.
+        """
+        batchers = self.batchers()
+        return batchers[0].overload() if len(batchers) == 1 else None
 
     def default(self, name: str) -> Model | None:
         """Return the version that answers calls which name none, or ``None`` if there is no such version."""

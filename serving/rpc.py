@@ -6,14 +6,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from serving.errors import DeadlinePassed, InvalidInput, status_of
+from serving.errors import DeadlinePassed, InvalidInput, Overloaded, status_of
 from serving.metrics import Metrics
 from serving.request_ids import METADATA_KEY, id_in_metadata, id_reader, new_id
 
@@ -49,8 +51,27 @@ def decoded(request: Any, method: str) -> Any:
     return request
 
 
+class Shed(NamedTuple):
+    """How calls are refused before they are read.
+
+    Attributes
+    ----------
+    methods
+        Names of the methods that may be refused.
+    overload
+        Returns the refusal of the next call, if it is to be refused.
+    """
+
+    methods: tuple[str, ...]
+    overload: Callable[[], Overloaded | None]
+
+
 def service_handler(
-    service: ServiceDescriptor, servicer: object, metrics: Metrics, tracing: Tracing | None = None
+    service: ServiceDescriptor,
+    servicer: object,
+    metrics: Metrics,
+    tracing: Tracing | None = None,
+    shed: Shed | None = None,
 ) -> grpc.GenericRpcHandler:
     """Return what a gRPC server needs to answer ``service``'s RPCs with ``servicer``'s methods.
 
@@ -65,48 +86,61 @@ def service_handler(
         Where calls are counted, as ``service/method``.
     tracing
         Where they are traced; or ``None``.
+    shed
+        Which are refused unread; or ``None``.
     """
     handlers = {}
     for method in service.methods:
         full_name = f"{service.full_name}/{method.name}"
         streams = method.client_streaming and method.server_streaming
-        build = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        build = partial(
+            grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler,
+            request_deserializer=_reader(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
         read_id = id_reader(None if streams else method.input_type)
-        pair = []
-        for reads_metadata in (False, True):
-            handle = _answering(full_name, getattr(servicer, method.name), metrics, read_id, reads_metadata)
-            if tracing is not None:
-                handle = tracing.traced(full_name, handle)
-            pair.append(
-                build(
-                    handle,
-                    request_deserializer=_reader(GetMessageClass(method.input_type)),
-                    response_serializer=GetMessageClass(method.output_type).SerializeToString,
-                )
-            )
-        handlers[f"/{full_name}"] = (pair[0], pair[1])
+        answering = partial(_answering, full_name, metrics, tracing)
+        handler = getattr(servicer, method.name)
+        handlers[f"/{full_name}"] = _Method(
+            plain=build(answering(handler, read_id, reads_metadata=False)),
+            with_id=build(answering(handler, read_id, reads_metadata=True)),
+            refusing=partial(_refusing, answering),
+            overload=shed.overload if shed is not None and method.name in shed.methods else None,
+        )
     return _ServiceHandler(handlers)
 
 
-class _ServiceHandler(grpc.GenericRpcHandler):
-    """Finds a method's handler, of which it has two: the first does not look for an id in the metadata.
+@dataclass(frozen=True)
+class _Method:
+    """What answers one method: as it is, if the metadata have an id, and if the call is refused."""
 
-    gRPC makes the metadata anew at every look, which costs more than the answer's id is worth; here they are
-    at hand.
+    plain: grpc.RpcMethodHandler
+    with_id: grpc.RpcMethodHandler
+    refusing: Callable[[Overloaded], grpc.RpcMethodHandler]
+    overload: Callable[[], Overloaded | None] | None
+
+
+class _ServiceHandler(grpc.GenericRpcHandler):
+    """Finds what answers a call, before its message has come in.
+
+    The plain handler of a method does not look for an id in the metadata: gRPC makes them anew at every look,
+    and here they are at hand.
     """
 
-    def __init__(self, handlers: Mapping[str, tuple[grpc.RpcMethodHandler, grpc.RpcMethodHandler]]) -> None:
-        self._handlers = handlers
+    def __init__(self, methods: Mapping[str, _Method]) -> None:
+        self._methods = methods
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return what answers this call, or ``None`` if it is for another service."""
-        found = self._handlers.get(handler_call_details.method)
-        if found is None:
+        method = self._methods.get(handler_call_details.method)
+        if method is None:
             return None
+        if method.overload is not None and (error := method.overload()) is not None:
+            return method.refusing(error)
         for key, _ in handler_call_details.invocation_metadata or ():
             if key == METADATA_KEY:
-                return found[1]
-        return found[0]
+                return method.with_id
+        return method.plain
 
 
 def deadline_ns(context: grpc.aio.ServicerContext) -> int | None:
@@ -135,8 +169,22 @@ def _reader(message: Any) -> Callable[[bytes], Any]:
     return read
 
 
+def _refusing(answering: Callable[..., Handler], error: Overloaded) -> grpc.RpcMethodHandler:
+    async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> None:
+        raise error
+
+    # A handler of streams, whatever the method is: it is called before the message has come in.
+    return grpc.stream_stream_rpc_method_handler(answering(refuse, id_reader(None), reads_metadata=True))
+
+
 def _answering(
-    method: str, handler: Handler, metrics: Metrics, read_id: Callable[[Any], str], reads_metadata: bool
+    method: str,
+    metrics: Metrics,
+    tracing: Tracing | None,
+    handler: Handler,
+    read_id: Callable[[Any], str],
+    *,
+    reads_metadata: bool,
 ) -> Handler:
     answered = metrics.of_method(method).answered
 
@@ -166,4 +214,4 @@ def _answering(
         # Only now, so that whoever has the answer finds it counted.
         await context.abort(status.code, status.message, (*status.trailers, (METADATA_KEY, call_id)))
 
-    return answer
+    return answer if tracing is None else tracing.traced(method, answer)

@@ -140,6 +140,16 @@ async def test_a_full_batch_is_prepared_while_the_model_runs_but_no_other(start)
     await asyncio.gather(*calls)
 
 
+async def test_a_full_batch_is_prepared_for_each_thread(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_batch_rows=4, threads=2)
+    calls = [asyncio.create_task(batcher.assign(rows(4, first=i))) for i in range(7)]
+    await entered(engine, 2)
+    await waiting(batcher, 12)  # two run, two are prepared, three wait
+    engine.gate.set()
+    assert [answer.clusters[0] for answer in await asyncio.gather(*calls)] == list(range(7))
+
+
 async def test_batches_are_padded_to_the_next_bucket_and_the_padding_is_counted(start):
     class Recorder(FakeEngine):
         padding = None
@@ -174,6 +184,40 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(start):
     await waiting(batcher, 10)
     engine.gate.set()
     assert [len(a.clusters) for a in await asyncio.gather(running, queued, fits)] == [1, 8, 2]
+
+
+async def test_a_call_that_would_wait_too_long_is_refused_and_one_that_may_wait_is_not(start):
+    engine = GatedEngine(is_open=True)
+    batcher = start(engine, max_batch_rows=4, max_queue_seconds=1e-9)
+    await batcher.assign(rows(4))  # now it is known what a full batch takes
+    await entered(engine)
+    engine.gate.clear()
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    queued = asyncio.create_task(batcher.assign(rows(1)))
+    await waiting(batcher, 1)
+    with pytest.raises(Overloaded, match=r"the 1 rows in it take .* s, and a call may wait 1e-09 s"):
+        await batcher.assign(rows(1))
+    in_line = asyncio.create_task(batcher.assign(rows(2), wait_for_room=True))
+    await asyncio.sleep(0)
+    assert sample(batcher, "nvisa_queue_rows") == 1
+    engine.gate.set()
+    assert [len(a.clusters) for a in await asyncio.gather(running, queued, in_line)] == [1, 1, 2]
+
+
+async def test_calls_are_refused_unread_while_no_room_is_left_for_such_as_wait(start):
+    engine = GatedEngine()
+    batcher = start(engine, max_queue_rows=9)
+    assert batcher.overload() is None
+    running = asyncio.create_task(batcher.assign(rows(1)))
+    await entered(engine)
+    queued = [asyncio.create_task(batcher.assign(rows(3))) for _ in range(3)]
+    await waiting(batcher, 9)
+    assert "9 rows wait of at most 9; this call was not read" in str(batcher.overload())
+    assert sample(batcher, "nvisa_dropped_rows_total", reason="overload") == 3
+    engine.gate.set()
+    await asyncio.gather(running, *queued)
+    assert batcher.overload() is None
 
 
 @pytest.mark.parametrize("wait_for_room", [False, True])
@@ -485,18 +529,15 @@ async def test_a_run_on_the_event_loop_that_fails_fails_its_own_calls_and_no_oth
     assert sample(batcher, "nvisa_failed_executions_total") == 1
 
 
-async def test_the_event_loop_turns_between_runs_that_are_made_on_it(start):
+async def test_while_more_wait_also_short_runs_are_made_in_threads(start):
     engine = Placed()
     batcher = start(engine, inline_seconds=10.0, max_batch_rows=2)
     await batcher.assign(rows(2))
-    call = asyncio.create_task(batcher.assign(rows(40)))
-    turns = runs = 0
-    while not call.done():
-        await asyncio.sleep(0)
-        turns, runs = turns + (len(engine.inline) > runs), len(engine.inline)
-    assert (await call).clusters.tolist() == [i % 10 for i in range(40)]
-    assert runs == 21
-    assert turns >= 20, "some runs had no turn of the loop between them"
+    assert (await batcher.assign(rows(40))).clusters.tolist() == [i % 10 for i in range(40)]
+    assert len(engine.inline) == 21
+    assert sum(engine.inline) <= 1  # the last one, if any
+    await batcher.assign(rows(2))
+    assert engine.inline[-1]
 
 
 async def test_calls_that_are_read_one_after_the_other_share_one_run(start):

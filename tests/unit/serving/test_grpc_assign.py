@@ -9,7 +9,7 @@ from serving.bundle import read_bundle
 from serving.engine import EngineError, FakeEngine
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceStub
-from tests.bundles import random_rows
+from tests.bundles import make_bundle, random_rows
 from tests.servers import GatedEngine, fake_engine, in_process
 
 CODE = grpc.StatusCode
@@ -264,6 +264,58 @@ async def test_a_full_queue_is_resource_exhausted_with_pushback(gated):
     engine.gate.set()
     assert len((await queued).clusters_data) == 8 * 8
     await first
+
+
+async def never():
+    """A caller's message that does not come."""
+    await asyncio.sleep(3600)
+    yield b""
+
+
+async def test_while_the_queue_is_full_a_call_is_refused_before_it_is_read(tmp_path):
+    make_bundle(tmp_path)
+    engine = GatedEngine(is_open=True)
+    async with (
+        in_process(tmp_path, lambda *_: engine, inference_threads=1, max_queue_rows=8) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        engine.gate.clear()
+        while engine.entered.acquire(blocking=False):  # the warm-up's
+            pass
+        stub = ClusterServiceStub(channel)
+        calls = [stub.Assign(request(random_rows(1)))]
+        while not engine.entered.acquire(blocking=False):
+            await asyncio.sleep(0.001)
+        calls += [stub.Assign(request(random_rows(4))) for _ in range(2)]
+        while value(server, "nvisa_queue_rows", model="toy", version="1") != 8:
+            await asyncio.sleep(0.001)
+        unread = channel.stream_unary(f"/{ASSIGN}")(never(), metadata=[("x-request-id", "r-7")])
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await unread
+        assert caught.value.code() is CODE.RESOURCE_EXHAUSTED
+        assert "8 rows wait of at most 8; this call was not read" in caught.value.details()
+        trailers = dict(caught.value.trailing_metadata())
+        assert int(trailers["grpc-retry-pushback-ms"]) > 0
+        assert trailers["x-request-id"] == "r-7"
+        assert value(server, "nvisa_requests_total", method=ASSIGN, code="RESOURCE_EXHAUSTED") == 1
+        dropped = {"model": "toy", "version": "1", "reason": "overload"}
+        assert value(server, "nvisa_dropped_rows_total", **dropped) == 4
+        await stub.GetModel(pb.GetModelRequest(model_name="toy"))
+        engine.gate.set()
+        for call in calls:
+            await call
+        assert len((await stub.Assign(request(random_rows(4)))).clusters_data) == 4 * 8
+
+
+async def test_of_several_models_an_unread_call_may_be_for_any(gated):
+    server, stub, engine = gated
+    calls = [(request(random_rows(5)), None)] * 2
+    first, queued = await busy_server_with(stub, server, engine, calls)
+    assert server._repository.get("toy", 2).batcher.overload() is not None
+    assert server._repository.overload() is None
+    engine.gate.set()
+    for call in (first, *queued):
+        await call
 
 
 async def test_a_caller_that_leaves_is_never_computed(gated):
