@@ -57,6 +57,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "epsilon_every": 40,
         "stage_tolerance": 0.1,
     },
+    "contrastive features beside the values": {"contrastive_steps": 936},
     "no joint training": {"epochs": 0},
     "enumerated ELBO": {"objective": "elbo"},
     "mean-field q": {"mean_field": True},
@@ -125,10 +126,12 @@ def remembered(cluster: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """``cluster`` of one data set, computed once for what it depends on: it is the same in most rows."""
     known: dict[tuple[int, int, int], np.ndarray] = {}
 
-    def recall(x: np.ndarray, config: TrainingConfig, say: Callable[[str], None]) -> np.ndarray:
+    def recall(
+        x: np.ndarray, config: TrainingConfig, say: Callable[[str], None], features: np.ndarray | None = None
+    ) -> np.ndarray:
         key = config.seed, config.embeddings, config.contrastive_steps
         if key not in known:
-            known[key] = cluster(x, config, say)
+            known[key] = cluster(x, config, say, features)
         return known[key]
 
     return recall

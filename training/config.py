@@ -88,15 +88,15 @@ class TrainingConfig(BaseModel):
     epsilon_floor: float = Field(1e-4, gt=0, description="least ε, as a share of the first")
     initialisation: Literal["umap", "gmm", "random"] = Field(
         "random",
-        description="umap: Gaussian mixture on a UMAP embedding of principal components or contrastive "
-        "features; gmm: on the latent space of an autoencoder of the same networks",
+        description="umap: Gaussian mixture on a UMAP embedding of the principal components; gmm: on the "
+        "latent space of an autoencoder of the same networks",
     )
     n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph (umap)")
     contrastive_steps: int = Field(
         0,
         ge=0,
         description="steps, of 512 images each, of contrastive learning of the encoder, whose features are "
-        "then embedded in place of principal components (umap; images of at least 16 pixels a side only)",
+        "then embedded beside the images' values (umap; images of at least 16 pixels a side only)",
     )
     embeddings: int = Field(
         1,

@@ -1,8 +1,8 @@
 """Contrastive learning of the encoder: two views of an image lie together, apart from all others (SimCLR).
 
 Chen et al., 2020, "A Simple Framework for Contrastive Learning of Visual Representations". What is learned
-is which images are alike once place, size and tone do not count; a UMAP embedding of that shows clusters
-that pixels do not.
+is which images are alike once place, size and tone do not count; with that beside the pixels a UMAP embedding
+shows clusters that pixels alone do not.
 """
 
 from __future__ import annotations

@@ -77,13 +77,25 @@ def fit_umap(x: np.ndarray, n_neighbors: int, seed: int) -> Any:
             torch.set_num_threads(threads)
 
 
-def responsibilities(x: np.ndarray, config: TrainingConfig, say: Callable[[str], None]) -> np.ndarray:
+def responsibilities(
+    x: np.ndarray,
+    config: TrainingConfig,
+    say: Callable[[str], None],
+    features: np.ndarray | None = None,
+) -> np.ndarray:
     """Clusters of ``x (n, D)`` by PCA, UMAP and the likeliest of several Gaussian mixtures: ``(n, K)``.
+
+    ``features (n, H)``, learned of the same rows, count as much as ``x`` does: the principal components of
+    both lie side by side, either's a mean square of 1 from their centre. What the one cannot tell apart the
+    other may.
 
     Of ``config.embeddings`` embeddings, the medoid is taken: likelihoods in different spaces do not compare,
     and a clustering that the others find too is no accident of its seed.
     """
     points = components(x, config.seed)
+    if features is not None:
+        both = points, components(features, config.seed)
+        points = np.concatenate([part / np.sqrt(np.square(part).sum(1).mean()) for part in both], axis=1)
     found = []
     for index in range(config.embeddings):
         seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0] >> 1)

@@ -138,17 +138,17 @@ def initialise_umap(
 ) -> Start:
     """Cluster a UMAP embedding of the rows, and train the model with those clusters given.
 
-    At most 70,000 evenly spread rows are embedded: their values, or, of images, with ``contrastive_steps``,
-    what the encoder has first learned of them. See `training.embedding`, `training.contrastive` and
-    `training.agreement`. Parameters and errors as for `initialise_gmm`.
+    At most 70,000 evenly spread rows are embedded, by their values and, of images, with
+    ``contrastive_steps``, by what the encoder has first learned of them. See `training.embedding`,
+    `training.contrastive` and `training.agreement`. Parameters and errors as for `initialise_gmm`.
     """
     chosen = rows[:: -(-len(rows) // EMBEDDED_ROWS)]
+    values = torch.cat([model.preprocess(part).cpu() for part in _parts(chosen)]).numpy()
+    features = None
     if config.contrastive_steps > 0 and large_images(model.spec):
         contrast(model, chosen, config, say)
-        points = contrastive_features(model, chosen)
-    else:
-        points = torch.cat([model.preprocess(part).cpu() for part in _parts(chosen)])
-    clusters = torch.as_tensor(responsibilities(points.numpy(), config, say).argmax(1), device=rows.device)
+        features = contrastive_features(model, chosen).numpy()
+    clusters = torch.as_tensor(responsibilities(values, config, say, features).argmax(1), device=rows.device)
     agree(model, chosen, clusters, config, say)
     return Start(_parameters(model, _ASSIGNER))
 

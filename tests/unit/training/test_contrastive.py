@@ -10,11 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from serving.bundle import InputSpec
-from training import augment, contrastive
+from training import augment, contrastive, embedding
 from training.augment import view
 from training.config import TrainingConfig
 from training.contrastive import contrast, contrastive_features, nt_xent
 from training.divergence import DivergedError
+from training.embedding import responsibilities
 from training.initialise import initialise_umap
 from training.model import NVISAModel
 
@@ -127,24 +128,44 @@ def test_the_same_seed_learns_the_same_and_another_does_not(images):
     assert not torch.equal(learned[0], learned[2])
 
 
-def test_a_start_embeds_what_was_learned_of_images_and_the_values_of_features(images, monkeypatch):
-    embedded = []
+def test_a_start_embeds_images_by_their_values_and_what_was_learned_and_features_by_their_values(
+    images, monkeypatch
+):
+    given = []
 
-    def remembered(points, settings, say):
-        embedded.append(points)
-        return np.eye(2)[np.arange(len(points)) % 2]
+    def remembered(x, settings, say, features=None):
+        given.append((x, features))
+        return np.eye(2)[np.arange(len(x)) % 2]
 
     monkeypatch.setattr("training.initialise.responsibilities", remembered)
     said: list[str] = []
     model = model_of(config())
     initialise_umap(model, images, config(), said.append)
     assert [line for line in said if line.startswith("contrastive")][-1].startswith("contrastive step 40/40")
-    assert embedded[0].shape == (120, 32)
+    x, features = given[0]
+    np.testing.assert_allclose(x, (images.flatten(1).numpy() + 0.5) / 256)
+    assert features.shape == (120, 32)
     said.clear()
     settings = config(network="auto")
     initialise_umap(model_of(settings, FEATURES), torch.randn(40, 6), settings, said.append)
     assert not [line for line in said if line.startswith("contrastive")]
-    assert embedded[1].shape == (40, 6)
+    assert given[1][0].shape == (40, 6)
+    assert given[1][1] is None
+
+
+def test_features_count_as_much_as_values_whatever_their_scale(monkeypatch):
+    embedded = []
+    monkeypatch.setattr(embedding, "embed", lambda points, *_: embedded.append(points) or points)
+    random = np.random.default_rng(0)
+    x, features = 100 * random.standard_normal((60, 6)), 0.01 * random.standard_normal((60, 90))
+    responsibilities(x, config(), lambda _: None, features)
+    points = embedded[0]
+    assert points.shape == (60, 6 + 50)
+    assert np.square(points[:, :6]).sum(1).mean() == pytest.approx(1)
+    assert np.square(points[:, 6:]).sum(1).mean() == pytest.approx(1)
+    distances = np.linalg.norm(points[:, None, :6] - points[None, :, :6], axis=2)
+    own = np.linalg.norm(x[:, None] - x[None], axis=2)
+    np.testing.assert_allclose(distances / distances.max(), own / own.max(), atol=1e-9)
 
 
 def test_what_is_not_finite_is_told(images, monkeypatch):
