@@ -67,7 +67,7 @@ def main() -> None:
             print("memory", file=sys.stderr, flush=True)
             result["memory"] = remembers(SYSTEMS["nvisa"], places, options.memory_seconds)
     options.results.write_text(json.dumps(result, indent=1) + "\n")
-    print(serving(result))
+    print(serving(result) if result.get("rounds") else json.dumps(result, indent=1))
 
 
 def parse() -> argparse.Namespace:

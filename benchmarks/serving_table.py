@@ -21,7 +21,7 @@ def render(result: dict[str, Any], markdown: Callable[..., str]) -> str:
     parts.append(
         f"ONNX Runtime's loop: {_number(_median(way['rows_per_second'] for way in loops))} rows/s and "
         f"{_median(way['cpu_seconds_per_million_rows'] for way in loops):.1f} CPU seconds per million rows, "
-        f"{best['batch']} rows a run, {best['sessions']} at once with {best['threads']} threads each; one row "
+        f"{best['batch']} rows a run, {best['sessions']} at once, threads each: {best['threads']}; one row "
         f"alone {_median(way['single_row_ms'] for way in loops):.3f} ms. Medians of {len(loops)} rounds. "
         f"Machine: {result['machine']}. Versions: {_versions(result)}.\n"
     )

@@ -68,7 +68,7 @@ class HttpCaller:
 
     async def close(self) -> None:
         """See `Caller.close`."""
-        self._connections.close()
+        await self._connections.close()
 
 
 def caller(wire: str, target: str, connections: int = 1) -> Caller:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 
 class HttpError(ConnectionError):
@@ -47,7 +48,7 @@ class Connections:
             writer.write(body)
             status, reply, keep = await _read(reader)
         except BaseException:
-            writer.close()
+            writer.transport.abort()
             raise
         if keep:
             self._free.append((reader, writer))
@@ -55,10 +56,13 @@ class Connections:
             writer.close()
         return status, reply
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close all that are not in use."""
         for _, writer in self._free:
             writer.close()
+        for _, writer in self._free:
+            with suppress(OSError):
+                await writer.wait_closed()
         self._free.clear()
 
 

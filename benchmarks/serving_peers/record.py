@@ -7,8 +7,9 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
-from serving_peers.wires import WIRES, Question, WireError
+from serving_peers.wires import WIRES, Question
 
 
 class Record:
@@ -45,7 +46,7 @@ class Record:
         try:
             answer = self._wire.answer(reply)
             right = not self._checked or question.is_right(answer)
-        except (WireError, ValueError) as error:
+        except (DecodeError, ValueError) as error:
             right = False
             self.errors.setdefault("unreadable", str(error)[:300])
         if right:

@@ -25,7 +25,7 @@ class Assigner:
 if __name__ == "__main__":
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    ray.init(include_dashboard=False, runtime_env={"py_modules": []}, log_to_driver=False)
+    ray.init(include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
     serve.run(Assigner.bind(sys.argv[1]), route_prefix="/assign")
     ended.wait()
