@@ -128,7 +128,15 @@ SYSTEMS = {
         System("mlserver", "MLServer", "oip", _script("mlserver_start.py"), "mlserver"),
         System("litserve", "LitServe", "http", _script("litserve_server.py"), "litserve"),
         System("bentoml", "BentoML", "http", _script("bentoml_start.py"), "bentoml"),
-        System("rayserve", "Ray Serve", "http", _script("ray_server.py"), "ray"),
+        System(
+            "rayserve",
+            "Ray Serve",
+            "http",
+            _script("ray_server.py"),
+            "ray",
+            # It would give up on a slow start, and let all its workers step back behind the load generator.
+            {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_worker_niceness": "0"},
+        ),
     )
 }
 # Without telemetry, and without colours in logs.
