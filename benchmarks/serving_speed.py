@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         places = arrange(Path(name), options)
         result = json.loads(options.results.read_text()) if options.append else {}
-        described = describe(places)
+        described = describe(places, options)
         if result and (differing := {k for k in described if result.get(k) != described[k]} - {"command"}):
             sys.exit(f"--append: {options.results} has another {', '.join(sorted(differing))}; leave it away")
         result |= described
@@ -89,6 +89,7 @@ def parse() -> argparse.Namespace:
     add("--server", type=Path, default=Path(sys.executable).parent / "nvisa-serve", help="our server")
     add("--environments", type=Path, default=HERE.parent / ".venv-peers", help="where peers are installed")
     add("--peer-python", type=Path, help="interpreter for the peers' environments; default: one that fits")
+    add("--note", default="", help="kept with the results, such as the commit of --server")
     add("--results", type=Path, default=RESULTS, help="file to write")
     add("--append", action="store_true", help="add to the results there, if of this machine and versions")
     options = parser.parse_args()
@@ -114,7 +115,7 @@ def arrange(folder: Path, options: argparse.Namespace) -> Places:
     return Places(folder / "models", rows, options.environments, options.server)
 
 
-def describe(places: Places) -> dict[str, Any]:
+def describe(places: Places, options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers are of."""
     manifest = read_bundle(places.repository / NAME / "1").manifest
     ours = ("nvisa", "grpcio", "onnxruntime", "numpy")
@@ -123,6 +124,7 @@ def describe(places: Places) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: version(package) for package in ours},
         "model": {"graph_sha256": manifest.graph_sha256, "created": manifest.created},
+        "note": options.note,
         "command": " ".join(["python", "benchmarks/serving_speed.py", *_without_paths(sys.argv[1:])]),
     }
 

@@ -34,7 +34,7 @@ def run(to: Started, places: Places, in_flight: int, seconds: float) -> dict[str
     with tempfile.NamedTemporaryFile() as body:
         Path(body.name).write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
         command = ["h2load", "-c", f"{_CONNECTIONS}", "-m", f"{in_flight // _CONNECTIONS}"]
-        command += ["-D", f"{seconds:g}", "--warm-up-time", "1", "-d", body.name]
+        command += ["-D", f"{round(1000 * seconds)}ms", "--warm-up-time", "1", "-d", body.name]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
         done = subprocess.run(
             [*command, f"http://{to.target}{wire.path}"], capture_output=True, text=True, check=False

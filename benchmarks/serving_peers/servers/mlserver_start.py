@@ -1,6 +1,7 @@
 """MLServer, in the current folder: ``python mlserver_start.py GRAPH GRPC_PORT HTTP_PORT METRICS_PORT``.
 
-Without inference workers in processes of their own and without its batching, with which it is slower here.
+Without inference workers in processes of their own and without its batching: both cost more than such a small
+model takes.
 """
 
 from __future__ import annotations
