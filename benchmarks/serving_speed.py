@@ -76,9 +76,7 @@ def parse() -> argparse.Namespace:
     add("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS), metavar="NAME", help=_names())
     add("--rounds", type=int, default=3, help="turns of each system; 0: none (default 3)")
     add("--seconds", type=float, default=2.0, help="length of each case (default 2)")
-    add(
-        "--overload-seconds", type=float, default=5.0, help="length of the peak before it is doubled; 0: none"
-    )
+    add("--overload-seconds", type=int, default=4, help="length of the peak before it is doubled; 0: none")
     add(
         "--memory-seconds",
         type=float,
@@ -95,6 +93,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.server = options.server.absolute()
     options.environments = options.environments.absolute()
+    if options.overload_seconds == 1:
+        parser.error("--overload-seconds: 1 is too short; pass 0 or at least 2")
     if not options.server.exists():
         parser.error(f"--server {options.server} is not there")
     return options

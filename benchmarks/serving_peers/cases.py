@@ -22,14 +22,29 @@ def standard(seconds: float) -> list[dict[str, Any]]:
         closed(rows, in_flight, seconds)
         for rows, in_flight in ((1, 1), (1, 64), (1, 128), (16, 16), (256, 8), (4096, 2))
     ]
-    half = {"name": "half", "rows": 1, "of": "1x64", "share": 0.5, "seconds": seconds, "warm": 0.5}
+    half = {
+        "name": "half",
+        "rows": 1,
+        "of": "1x64",
+        "steps": [(0.5, seconds)],
+        "seconds": seconds,
+        "warm": 0.5,
+    }
     return [*cases, half]
 
 
 def overload(rows: int, in_flight: int, seconds: float) -> list[dict[str, Any]]:
-    """Peak, then twice the peak at random times, then half of it."""
+    """The peak; then twice the peak at random times, and at once after it half the peak."""
     peak = closed(rows, in_flight, seconds)
-    base = {"rows": rows, "of": peak["name"], "warm": 0.0, "by_second": True, "timeout": 10.0}
-    twice = base | {"name": "twice", "share": 2.0, "seconds": 2 * seconds}
-    after = base | {"name": "after", "share": 0.5, "seconds": seconds}
-    return [peak, twice, after]
+    steps = [(2.0, 2 * seconds), (0.5, seconds)]
+    twice = {
+        "name": "twice",
+        "rows": rows,
+        "of": peak["name"],
+        "steps": steps,
+        "seconds": 3 * seconds,
+        "warm": 0.0,
+        "by_second": True,
+        "timeout": 10.0,
+    }
+    return [peak, twice]

@@ -16,7 +16,7 @@ from serving_peers.model import Rows
 from serving_peers.session import Places, Started
 from serving_peers.wires import WIRES
 
-_CONNECTIONS = 4
+_CONNECTIONS = 16  # so that two workers get about as many
 
 
 def run(to: Started, places: Places, in_flight: int, seconds: float) -> dict[str, Any] | None:

@@ -46,26 +46,36 @@ async def closed_loop(
 
 
 async def open_loop(
-    call: Caller, record: Record, asked: list[Question], rate: float, until: float, timeout: float, seed: int
+    call: Caller,
+    record: Record,
+    asked: list[Question],
+    steps: list[tuple[float, float]],
+    start: float,
+    timeout: float,
 ) -> float:
-    """``rate`` calls a second at random times; returns the 99th percentile of how late they left, in s."""
-    turn, rng, alarm = itertools.cycle(asked), random.Random(seed), Alarm()
+    """Calls at random times; each of ``steps`` is calls a second, and for how many seconds.
+
+    Returns the 99th percentile of how late they left, in seconds.
+    """
+    turn, rng, alarm = itertools.cycle(asked), random.Random(0), Alarm()
     tasks: set[asyncio.Task[None]] = set()
-    late = []
+    late, begin = [], start
 
     async def one(question: Question, meant: float) -> None:
         record.add(question, meant, *await call.call(question.message, timeout))
 
-    meant = time.monotonic()
-    while (meant := meant + rng.expovariate(rate)) < until:
-        if meant > time.monotonic():
-            await alarm.until(meant)
-        else:
-            await asyncio.sleep(0)  # behind, but replies must be read
-        late.append(time.monotonic() - meant)
-        task = asyncio.create_task(one(next(turn), meant))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+    for rate, seconds in steps:
+        meant = begin
+        begin += seconds
+        while (meant := meant + rng.expovariate(rate)) < begin:
+            if meant > time.monotonic():
+                await alarm.until(meant)
+            else:
+                await asyncio.sleep(0)  # behind, but replies must be read
+            late.append(time.monotonic() - meant)
+            task = asyncio.create_task(one(next(turn), meant))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
     while tasks:
         await asyncio.wait(tasks)
     alarm.close()
@@ -81,25 +91,27 @@ async def run_case(
     mixed = case.get("mixed", False)
     wanted = sizes(256, len(rows.x)) if mixed else [size] * count
     asked = questions(WIRES[wire], rows, wanted)
-    call = caller(wire, plan["target"], case.get("connections", 1))
+    call = caller(wire, plan["target"], plan["connections"])
     timeout = case.get("timeout", 60.0)
-    rate = case.get("rate") or (
-        case["share"] * done[case["of"]]["calls_per_second"] if "of" in case else None
-    )
     gc.collect()
     gc.freeze()
     result: dict[str, Any] = {"case": case["name"]}
-    for seconds in filter(None, (case["warm"], case["seconds"])):
+    steps = case.get("steps", [])
+    phases = [(case["warm"], [(share, case["warm"]) for share, _ in steps[:1]]), (case["seconds"], steps)]
+    for seconds, shares in phases if case["warm"] else phases[1:]:
         record = Record(wire, plan["checked"])
         cpu, own, start = cpu_seconds(plan["pid"]), time.process_time(), time.monotonic()
         if mixed:
             assert isinstance(call, GrpcCaller)
             await mixed_load(call, record, asked, start + seconds, timeout)
-        elif rate is None:
+        elif "in_flight" in case:
             await closed_loop(call, record, asked, case["in_flight"], start + seconds, timeout)
         else:
-            late = await open_loop(call, record, asked, rate, start + seconds, timeout, case.get("seed", 0))
-            result |= {"offered_calls_per_second": round(rate, 1), "sent_late_p99_ms": round(1e3 * late, 3)}
+            rate = done[case["of"]]["calls_per_second"]
+            rates = [(share * rate, length) for share, length in shares]
+            late = await open_loop(call, record, asked, rates, start, timeout)
+            result |= {"offered_calls_per_second": round(rates[0][0], 1)}
+            result |= {"sent_late_p99_ms": round(1e3 * late, 3)}
         wall = time.monotonic() - start
         cpu, own = cpu_seconds(plan["pid"]) - cpu, time.process_time() - own
     await call.close()

@@ -25,6 +25,8 @@ class Record:
         Whether to compare; the echo's answers are none.
     answers
         Of each call answered rightly: end and latency in seconds, and rows.
+    refused
+        When each call that was not answered OK began, or should have.
     errors
         An example of what came with each status but OK.
     """
@@ -33,6 +35,7 @@ class Record:
         self.codes: Counter[str] = Counter()
         self.wrong = 0
         self.answers: list[tuple[float, float, int]] = []
+        self.refused: list[float] = []
         self.errors: dict[str, str] = {}
         self._wire, self._checked = WIRES[wire], checked
 
@@ -41,6 +44,7 @@ class Record:
         now = time.monotonic()
         self.codes[code] += 1
         if code != "OK":
+            self.refused.append(since)
             self.errors.setdefault(code, reply[:300].decode(errors="replace"))
             return
         try:
@@ -67,7 +71,7 @@ def summary(
     start
         When it began, in seconds of `time.monotonic`.
     by_second
-        Also answers and their 99th percentile for each second.
+        Also what became of the calls of each second.
     """
     n_rows = sum(rows for _, _, rows in record.answers)
     latencies = np.array([latency for _, latency, _ in record.answers])
@@ -91,12 +95,19 @@ def summary(
 
 
 def _by_second(record: Record, start: float) -> list[dict[str, Any]]:
-    """Right answers and their 99th percentile, by the second in which they came."""
+    """For each second: right answers that came in it; refusals and 99th percentile of calls sent in it."""
     ends = np.array([end for end, _, _ in record.answers]) - start
     latencies = np.array([latency for _, latency, _ in record.answers])
+    refused = np.array(record.refused) - start
+    sent = ends - latencies
     found = []
-    for second in range(int(ends.max(initial=0)) + 1):
-        part = latencies[(ends >= second) & (ends < second + 1)]
-        p99 = round(float(np.percentile(part, 99)) * 1e3, 3) if len(part) else None
-        found.append({"answers": len(part), "p99_ms": p99})
+    for second in range(int(max(ends.max(initial=0), refused.max(initial=0))) + 1):
+        part = latencies[(sent >= second) & (sent < second + 1)]
+        found.append(
+            {
+                "answers": int(((ends >= second) & (ends < second + 1)).sum()),
+                "refused": int(((refused >= second) & (refused < second + 1)).sum()),
+                "p99_ms": round(float(np.percentile(part, 99)) * 1e3, 3) if len(part) else None,
+            }
+        )
     return found

@@ -188,6 +188,7 @@ def put_load(
         "rows": str(places.rows),
         "pid": to.pid,
         "checked": to.system.checked,
+        "connections": to.system.connections,
         "cases": cases,
     }
     with MemorySamples(to.pid) as memory:

@@ -69,6 +69,8 @@ class System:
         Whether its environment must be made with a Python that is a shared library.
     checked
         Whether its answers are answers: all but the echo's.
+    connections
+        Of a gRPC load: a connection stays with the process that took it.
     """
 
     name: str
@@ -79,6 +81,7 @@ class System:
     environment: dict[str, str] = field(default_factory=dict)
     needs_shared_python: bool = False
     checked: bool = True
+    connections: int = 1
 
 
 def _script(file: str) -> Callable[[Setting], list[str]]:
@@ -115,7 +118,7 @@ SYSTEMS = {
         System("naive", "naive grpc.aio, 50 lines", "native", _naive),
         System("nvisa", "nvisa-serve", "native", _ours()),
         System("nvisa-oip", "nvisa-serve, Open Inference Protocol", "oip", _ours()),
-        System("nvisa-2", "nvisa-serve --workers 2", "native", _ours("--workers", "2")),
+        System("nvisa-2", "nvisa-serve --workers 2", "native", _ours("--workers", "2"), connections=8),
         System(
             "pytriton",
             "PyTriton",

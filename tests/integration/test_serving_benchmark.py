@@ -31,7 +31,14 @@ def places(tmp_path_factory) -> Places:
 
 @pytest.mark.parametrize("name", ["echo", "naive", "nvisa", "nvisa-oip"])
 def test_a_turn_has_answers_and_no_wrong_ones(name, places):
-    half = {"name": "half", "rows": 1, "of": "1x4", "share": 0.5, "seconds": SECONDS, "warm": SECONDS}
+    half = {
+        "name": "half",
+        "rows": 1,
+        "of": "1x4",
+        "steps": [(0.5, SECONDS)],
+        "seconds": SECONDS,
+        "warm": SECONDS,
+    }
     with started(SYSTEMS[name], places) as it:
         results, memory = put_load(it, places, [closed(1, 4, SECONDS), closed(256, 2, SECONDS), half])
     assert [result["case"] for result in results] == ["1x4", "256x2", "half"]
@@ -74,8 +81,10 @@ def test_a_server_that_ends_says_what_it_said(places):
 def test_mixed_and_overload_run_to_their_end(places):
     case = {"name": "mixed", "mixed": True, "rows": 1, "seconds": 1.0, "warm": 0.0}
     with started(SYSTEMS["nvisa"], places) as it:
-        (mixed, peak, twice, after), _ = put_load(it, places, [case, *overload(16, 4, SECONDS)])
-    assert mixed["wrong"] == peak["wrong"] == twice["wrong"] == after["wrong"] == 0
+        (mixed, peak, twice), _ = put_load(it, places, [case, *overload(16, 4, SECONDS)])
+    assert mixed["wrong"] == peak["wrong"] == twice["wrong"] == 0
     assert set(mixed["codes"]) == {"OK"}
     assert twice["offered_calls_per_second"] == pytest.approx(2 * peak["calls_per_second"], rel=0.01)
-    assert sum(second["answers"] for second in after["by_second"]) == after["codes"]["OK"]
+    assert sum(second["answers"] for second in twice["by_second"]) == twice["codes"]["OK"]
+    refused = sum(n for code, n in twice["codes"].items() if code != "OK")
+    assert sum(second["refused"] for second in twice["by_second"]) == refused
