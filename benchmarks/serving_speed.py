@@ -42,6 +42,8 @@ from serving.bundle import read_bundle
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "serving.json"
+# Rows a call and calls in flight at the peak. Of fewer rows the load generator cannot send twice the peak.
+OVERLOADS = ((64, 16), (256, 8))
 
 
 def main() -> None:
@@ -58,7 +60,7 @@ def main() -> None:
         if ready and options.rounds:
             measure(ready, places, options, result)
         if options.overload_seconds:
-            for rows, in_flight in ((1, 64), (256, 8)):
+            for rows, in_flight in OVERLOADS:
                 print(f"overload, {rows} rows a call", file=sys.stderr, flush=True)
                 result.setdefault("overload", []).append(
                     overloaded(SYSTEMS["nvisa"], places, rows, in_flight, options.overload_seconds)

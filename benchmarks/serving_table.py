@@ -153,13 +153,15 @@ def _goals(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _overload(run: dict[str, Any]) -> list[str]:
+    late = run["sent_late_p99_ms"]
     after = ", ".join("–" if ms is None else f"{ms:.0f}" for ms in run["after_p99_ms_by_second"])
     return [
         f"{run['offered_over_peak']:g} × the peak, {run['rows']} rows a call: answers over the peak's",
         "≥ 0.9",
         f"{run['goodput_over_peak']:.2f} ×; p99 of what is accepted {run['accepted_p99_ms']:.0f} ms, "
         f"at the peak {run['peak_p99_ms']:.0f}; in the seconds after {after}, "
-        f"{sum(run['after_refused_by_second'])} refused",
+        f"{sum(run['after_refused_by_second'])} refused"
+        + (f"; the load generator was {late:.0f} ms late itself" if late > 10 else ""),
     ]
 
 
