@@ -52,9 +52,12 @@ def main() -> None:
         places = arrange(Path(name), options)
         result = json.loads(options.results.read_text()) if options.append else {}
         described = describe(places, options)
-        if result and (differing := {k for k in described if result.get(k) != described[k]} - {"command"}):
+        if result and (differing := {key for key in described if result.get(key) != described[key]}):
             sys.exit(f"--append: {options.results} has another {', '.join(sorted(differing))}; leave it away")
         result |= described
+        result.setdefault("commands", []).append(
+            " ".join(["serving_speed.py", *_without_paths(sys.argv[1:])])
+        )
         systems = [SYSTEMS[name] for name in options.systems]
         ready = install(systems, options, result)
         if ready and options.rounds:
@@ -68,7 +71,7 @@ def main() -> None:
         if options.memory_seconds:
             print("memory", file=sys.stderr, flush=True)
             result["memory"] = remembers(SYSTEMS["nvisa"], places, options.memory_seconds)
-    options.results.write_text(json.dumps(result, indent=1) + "\n")
+    save(result, options)
     print(serving(result) if result.get("rounds") else json.dumps(result, indent=1))
 
 
@@ -127,7 +130,6 @@ def describe(places: Places, options: argparse.Namespace) -> dict[str, Any]:
         "versions": {package: version(package) for package in ours},
         "model": {"graph_sha256": manifest.graph_sha256, "created": manifest.created},
         "note": options.note,
-        "command": " ".join(["python", "benchmarks/serving_speed.py", *_without_paths(sys.argv[1:])]),
     }
 
 
@@ -143,7 +145,7 @@ def install(systems: list[System], options: argparse.Namespace, result: dict[str
         try:
             prepare(system, options.environments, options.peer_python)
         except InstallError as error:
-            missing[system.name] = str(error)
+            missing[system.name] = _in_short(error)
             print(f"{system.title}: {error}", file=sys.stderr, flush=True)
             continue
         if system.package is not None:
@@ -164,19 +166,38 @@ def measure(
             try:
                 turns[system.name] = turn(system, places, options.seconds)
             except StartError as error:
-                result["unavailable"][system.name] = str(error)
+                if system.package is None:
+                    raise
+                result["unavailable"][system.name] = _in_short(error)
                 print(error, file=sys.stderr, flush=True)
                 systems.remove(system)
         rounds.append(turns)
+        save(result, options)
+
+
+def save(result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write the results; after each round, so that a later failure does not lose it."""
+    options.results.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _in_short(error: Exception) -> str:
+    """One line for README, without the folder of this checkout."""
+    line = " ".join(str(error).replace(str(HERE.parent), "").split())
+    return line if len(line) < 400 else f"{line[:200]} … {line[-200:]}"
 
 
 def turn(system: System, places: Places, seconds: float) -> dict[str, Any]:
     """Start it, measure it, end it."""
     with started(system, places) as it:
         cases, memory = put_load(it, places, standard(seconds))
-        if system.wire != "http" and (found := h2load.run(it, places, 64, seconds)) is not None:
-            cases.append(found)
-        return {
+        failed = {}
+        if system.wire != "http":
+            try:
+                cases += h2load.run(it, places, 64, seconds)
+            except h2load.CallsFailedError as error:
+                failed = {"h2load_failed": _in_short(error)}
+                print(f"{system.title}: {error}", file=sys.stderr, flush=True)
+        return failed | {
             "start_seconds": round(it.seconds, 2),
             "idle_megabytes": round(it.idle_megabytes, 1),
             "peak_megabytes": round(max(megabytes for _, megabytes in memory), 1),

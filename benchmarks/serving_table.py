@@ -13,7 +13,9 @@ Turn = dict[str, Any]
 
 def render(result: dict[str, Any], markdown: Callable[..., str]) -> str:
     """All tables, and what they are of."""
-    parts = [markdown(_HEADER, _lines(result)), markdown(["measure", "goal", "found"], _goals(result))]
+    parts = [markdown(_HEADER, _lines(result))]
+    if any("nvisa" in turns for turns in result["rounds"]):
+        parts.append(markdown(["measure", "goal", "found"], _goals(result)))
     if missing := result.get("unavailable"):
         parts.append("".join(f"{SYSTEMS[name].title}: {why}\n" for name, why in missing.items()))
     loops = [turns["loop"] for turns in result["rounds"]]
@@ -23,7 +25,9 @@ def render(result: dict[str, Any], markdown: Callable[..., str]) -> str:
         f"{_median(way['cpu_seconds_per_million_rows'] for way in loops):.1f} CPU seconds per million rows, "
         f"{best['batch']} rows a run, {best['sessions']} at once, threads each: {best['threads']}; one row "
         f"alone {_median(way['single_row_ms'] for way in loops):.3f} ms. Medians of {len(loops)} rounds. "
-        f"Machine: {result['machine']}. Versions: {_versions(result)}.\n"
+        f"Machine: {result['machine']}. Versions: {_versions(result)}."
+        + (f" Note: {result['note']}." if result["note"] else "")
+        + "\n"
     )
     return "\n".join(parts)
 
@@ -63,8 +67,9 @@ def _line(name: str, rounds: list[dict[str, Turn]]) -> list[str]:
     cases = [case for turn in turns for case in turn["cases"].values() if "codes" in case]
     failed = sum(n for case in cases for code, n in case["codes"].items() if code != "OK")
     wrong = "–" if name == "echo" else str(sum(case["wrong"] for case in cases))
+    fewer = f" ({len(turns)} of the rounds)" if len(turns) < len(rounds) else ""
     return [
-        SYSTEMS[name].title,
+        SYSTEMS[name].title + fewer,
         _number(of("1x1", "p50_ms"), 2),
         _number(of("1x64", "calls_per_second")),
         _number(of("h2load 1x64", "calls_per_second")),

@@ -19,16 +19,20 @@ from serving_peers.wires import WIRES
 _CONNECTIONS = 16  # so that two workers get about as many
 
 
-def run(to: Started, places: Places, in_flight: int, seconds: float) -> dict[str, Any] | None:
-    """Calls of one row a second with ``in_flight`` at once; ``None`` where there is no h2load.
+class CallsFailedError(RuntimeError):
+    """Not all calls were answered, or h2load did not run; the message is what it printed."""
+
+
+def run(to: Started, places: Places, in_flight: int, seconds: float) -> list[dict[str, Any]]:
+    """Calls of one row a second with ``in_flight`` at once: one result, none where there is no h2load.
 
     Raises
     ------
-    RuntimeError
+    CallsFailedError
         If calls fail, or replies are too short to be answers.
     """
     if shutil.which("h2load") is None:
-        return None
+        return []
     wire = WIRES[to.system.wire]
     message = wire.request(Rows.load(places.rows).x[:1])
     with tempfile.NamedTemporaryFile() as body:
@@ -39,7 +43,7 @@ def run(to: Started, places: Places, in_flight: int, seconds: float) -> dict[str
         done = subprocess.run(
             [*command, f"http://{to.target}{wire.path}"], capture_output=True, text=True, check=False
         )
-    return read(done.stdout + done.stderr, in_flight, seconds)
+    return [read(done.stdout + done.stderr, in_flight, seconds)]
 
 
 def read(said: str, in_flight: int, seconds: float) -> dict[str, Any]:
@@ -47,9 +51,9 @@ def read(said: str, in_flight: int, seconds: float) -> dict[str, Any]:
     requests = re.search(r"(\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored", said)
     data = re.search(r"\((\d+)\) data", said)
     if requests is None or data is None:
-        raise RuntimeError(f"h2load says: {said[-1000:]}")
+        raise CallsFailedError(f"h2load says: {said[-1000:]}")
     count, succeeded, *bad = map(int, requests.groups())
     # gRPC tells of errors behind the data, of which there is none then: one row's answer has 48 bytes.
     if count == 0 or succeeded < count or any(bad) or int(data[1]) < 48 * count:
-        raise RuntimeError(f"h2load: not all calls were answered: {said[-1000:]}")
+        raise CallsFailedError(f"h2load: not all calls were answered: {said[-1000:]}")
     return {"case": f"h2load 1x{in_flight}", "calls_per_second": round(count / seconds, 1)}

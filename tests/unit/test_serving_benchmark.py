@@ -259,6 +259,7 @@ def test_the_table_is_of_medians_and_ratios_within_a_round():
     result = {
         "rounds": rounds,
         "machine": "m",
+        "note": "of yesterday",
         "versions": {"nvisa": "1"},
         "unavailable": {"rayserve": "it is not there"},
     }
@@ -269,6 +270,7 @@ def test_the_table_is_of_medians_and_ratios_within_a_round():
     assert "0, 21 failed" in shown  # seven cases in three rounds
     assert '"the same over the naive server", "≥ 2", "1.67 ×"' in shown
     assert "Ray Serve: it is not there" in shown
+    assert "Note: of yesterday." in shown
     # 2 ms over the echo's 1 ms and the model's 0.1 ms; in the second round 1 over 0.6.
     assert '"half load, p50 over the echo\'s plus one model run", "≤ 1.5", "1.82 ×"' in shown
 
