@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-chaos fuzz lint format protos bench-digits bench-training clean
+.PHONY: help demo test test-chaos fuzz lint format protos bench-digits bench-training bench-serving clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,6 +48,9 @@ bench-digits: $(INSTALLED) ## the default recipe with one part changed at a time
 
 bench-training: $(INSTALLED) ## time of a training step beside its floor, a plain PyTorch loop and ClustPy's VaDE
 	$(BIN)/python benchmarks/training_speed.py --peer-venv .venv-peers $(ARGS)
+
+bench-serving: $(INSTALLED) ## our server beside its floors and other people's; 15 minutes and the peers' installation
+	$(BIN)/python benchmarks/serving_speed.py $(ARGS)
 
 clean: ## remove what make made
 	rm -rf $(VENV) .venv-peers demo build *.egg-info

@@ -10,11 +10,16 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for tests, which load this file by its path
+
+import serving_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -85,12 +90,18 @@ def training(result: dict[str, Any]) -> str:
     return markdown(["device", "step", "ε", "NVISA", "peers, time over NVISA's"], rows)
 
 
+def serving(result: dict[str, Any]) -> str:
+    """Servers beside each other, and ours beside what it should be."""
+    return serving_table.render(result, markdown)
+
+
 KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ablation": ablation,
     "mnist-quick": quick,
     "selection": selection,
     "novelty": novelty,
     "training": training,
+    "serving": serving,
 }
 
 

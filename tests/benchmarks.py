@@ -1,0 +1,7 @@
+"""Lets tests import the parts of the benchmarks, which are scripts and no package."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
