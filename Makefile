@@ -49,8 +49,9 @@ bench-digits: $(INSTALLED) ## the default recipe with one part changed at a time
 bench-training: $(INSTALLED) ## time of a training step beside its floor, a plain PyTorch loop and ClustPy's VaDE
 	$(BIN)/python benchmarks/training_speed.py --peer-venv .venv-peers $(ARGS)
 
-bench-serving: $(INSTALLED) ## our server beside its floors and other people's; 15 minutes and the peers' installation
+bench-serving: $(INSTALLED) ## our server beside its floors and other people's, README's table; 16 minutes, and the peers' installation
 	$(BIN)/python benchmarks/serving_speed.py $(ARGS)
+	$(BIN)/python benchmarks/tables.py
 
 clean: ## remove what make made
 	rm -rf $(VENV) .venv-peers demo build *.egg-info

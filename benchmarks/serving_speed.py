@@ -1,7 +1,7 @@
 """How fast the server is: beside its floors, beside fifty naive lines, and beside other people's servers.
 
-``make bench-serving`` prints the tables and writes ``benchmarks/results/serving.json``;
-``benchmarks/tables.py`` puts them into README.md. All systems serve the same ONNX file, an MLP
+``make bench-serving`` prints the tables, writes ``benchmarks/results/serving.json`` and puts the tables
+into README.md (``benchmarks/tables.py``). All systems serve the same ONNX file, an MLP
 784-500-500-10 on uint8 images of 28 x 28, on all processors of this machine, which the load generator, a
 process of its own, has to share. Each round starts each system anew, puts the same load on it
 (`serving_peers.cases`) and ends it; figures are medians over the rounds, ratios are taken within a round.
