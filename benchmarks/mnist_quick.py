@@ -5,7 +5,8 @@ folder ``DATA`` with seeds 0 to 2 (``--seeds``), scores test and training images
 with the first run through the server with tritonclient and with ``nvisa-client``, and offline with
 ``nvisa-label``: the answers must be those of ``evaluate``. Each run goes into
 ``benchmarks/results/mnist-quick-NAME.json`` when it is scored, and seeds that are there are not fitted again.
-``--runs RUN ...`` takes runs that were fitted before.
+``--runs RUN ...`` takes runs that were fitted before. ``--contrastive-steps N`` fits so, and writes
+``mnist-quick-NAME-contrastive.json``.
 """
 
 from __future__ import annotations
@@ -52,13 +53,16 @@ def main() -> None:
     parser.add_argument("data", help="folder of MNIST's IDX files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="runs fitted before")
+    parser.add_argument("--contrastive-steps", type=int, default=0, help="as of nvisa-train fit")
     options = parser.parse_args()
-    name = Path(options.data).name
-    result = read(name)
+    steps = options.contrastive_steps
+    name = Path(options.data).name + ("-contrastive" if steps else "")
+    result = read(name, steps)
     there = {entry["seed"] for entry in result["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        fits = (fit(work / f"run-{seed}", options.data, seed) for seed in options.seeds if seed not in there)
+        seeds = [seed for seed in options.seeds if seed not in there]
+        fits = (fit(work / f"run-{seed}", options.data, seed, steps) for seed in seeds)
         checked = False
         for run in options.runs or fits:
             if not checked:
@@ -72,18 +76,19 @@ def main() -> None:
             print(json.dumps(new))
 
 
-def read(name: str) -> dict[str, Any]:
+def read(name: str, steps: int) -> dict[str, Any]:
     """The result file of a data set, or an empty one."""
     path = RESULTS / f"mnist-quick-{name}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     return {
-        "data": f"{name}: fitted on the training images, scored on the test images",
-        "preset": "mnist-quick",
+        "data": f"{name.partition('-contrastive')[0]}: fitted on training images, scored on test images",
+        "preset": "mnist-quick" + (f", --contrastive-steps {steps}" if steps else ""),
         "runs": runs,
         "rows_that_differ_from_evaluate": {},
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {name: version(name) for name in ("nvisa", "torch", "onnxruntime", "tritonclient")},
-        "command": "python benchmarks/mnist_quick.py DATA",
+        "command": "python benchmarks/mnist_quick.py DATA"
+        + (f" --contrastive-steps {steps}" if steps else ""),
     }
 
 
@@ -107,9 +112,10 @@ def check(run: Path, work: Path, data: str) -> dict[str, int]:
     return differ
 
 
-def fit(run: Path, data: str, seed: int) -> Path:
-    """Fit one seed into directory ``run``."""
+def fit(run: Path, data: str, seed: int, steps: int) -> Path:
+    """Fit one seed into directory ``run``, with ``steps`` of contrastive learning."""
     settings = ["--clusters", "10", "--preset", "mnist-quick", "--seed", str(seed)]
+    settings += ["--contrastive-steps", str(steps)]
     subprocess.run([BIN / "nvisa-train", "fit", data, *settings, "--output", run], check=True)
     return run
 
