@@ -88,9 +88,9 @@ def test_a_rows_cluster_does_not_depend_on_its_company(fitted, blobs):
 @pytest.mark.parametrize("name", BASELINES)
 def test_digits_as_images(name, some_digits):
     x, truth = some_digits
-    # GMVAE has no pretraining.
+    # GMVAE has no pretraining. With a short one the others' result is that of the processor's rounding.
     epochs, floor = (60, 0.6) if name == "gmvae" else (30, 0.8)
-    config = CONFIG.model_copy(update={"latent_dim": 6, "epochs": epochs, "seed": 0})
+    config = CONFIG.model_copy(update={"latent_dim": 6, "pretrain_epochs": 100, "epochs": epochs, "seed": 0})
     clusterer = BASELINES[name].fit(x[:500], config, quiet)
     assert accuracy(truth[500:], clusterer.predict(x[500:])) > floor
 
