@@ -6,7 +6,7 @@ with the first run through the server with tritonclient and with ``nvisa-client`
 ``nvisa-label``: the answers must be those of ``evaluate``. Each run goes into
 ``benchmarks/results/mnist-quick-NAME.json`` when it is scored, and seeds that are there are not fitted again.
 ``--runs RUN ...`` takes runs that were fitted before. ``--contrastive-steps N`` fits so, and writes
-``mnist-quick-NAME-contrastive.json``.
+``mnist-quick-NAME-contrastive-N.json``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--contrastive-steps", type=int, default=0, help="as of nvisa-train fit")
     options = parser.parse_args()
     steps = options.contrastive_steps
-    name = Path(options.data).name + ("-contrastive" if steps else "")
+    name = Path(options.data).name + (f"-contrastive-{steps}" if steps else "")
     result = read(name, steps)
     there = {entry["seed"] for entry in result["runs"]}
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +115,8 @@ def check(run: Path, work: Path, data: str) -> dict[str, int]:
 def fit(run: Path, data: str, seed: int, steps: int) -> Path:
     """Fit one seed into directory ``run``, with ``steps`` of contrastive learning."""
     settings = ["--clusters", "10", "--preset", "mnist-quick", "--seed", str(seed)]
-    settings += ["--contrastive-steps", str(steps)]
+    if steps:
+        settings += ["--contrastive-steps", str(steps)]
     subprocess.run([BIN / "nvisa-train", "fit", data, *settings, "--output", run], check=True)
     return run
 
