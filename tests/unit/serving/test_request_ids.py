@@ -87,13 +87,14 @@ async def test_the_messages_own_id_is_in_reply_and_log(channel, lines):
 async def test_the_metadatas_id_is_in_trailers_and_log(channel, lines):
     stub = ClusterServiceStub(channel)
     metadata = [("x-request-id", "the proxy's")]
-    for call in (
-        stub.Assign(request(), metadata=metadata),
-        stub.ListModels(pb.ListModelsRequest(), metadata=metadata),
-        stub.Assign(request(model_name="nope"), metadata=metadata),
-        stub.Assign(request(failing()), metadata=metadata),
+    # One after the other: rows that are read together run together, and fail together.
+    for method, message in (
+        (stub.Assign, request()),
+        (stub.ListModels, pb.ListModelsRequest()),
+        (stub.Assign, request(model_name="nope")),
+        (stub.Assign, request(failing())),
     ):
-        assert await ids(call) == ["the proxy's"]
+        assert await ids(method(message, metadata=metadata)) == ["the proxy's"]
     assert [entry["request_id"] for entry in lines()] == ["the proxy's"] * 5
 
 
