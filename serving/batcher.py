@@ -24,6 +24,7 @@ from serving.arrivals import Arrivals
 from serving.batches import Parts, join
 from serving.bundle import InputSpec
 from serving.call_queue import Answer, Call, CallQueue
+from serving.deadlines import is_at_deadline
 from serving.engine import Engine, EngineError
 from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.inference import Batch, InferenceThreads
@@ -287,9 +288,9 @@ class Batcher:
 
 
 def _why_cancelled(call: Call) -> str:
-    # gRPC cancels a call also when its deadline passes; its timer and ours may differ by a little.
-    late = call.deadline_ns is not None and time.perf_counter_ns() >= call.deadline_ns - 1_000_000
-    return "expired" if late else "cancelled"
+    if call.deadline_ns is None:
+        return "cancelled"
+    return "expired" if is_at_deadline((call.deadline_ns - time.perf_counter_ns()) * 1e-9) else "cancelled"
 
 
 def _fail(call: Call, error: Exception) -> None:

@@ -15,6 +15,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from serving.deadlines import is_at_deadline
 from serving.errors import DeadlinePassed, InvalidInput, Overloaded, status_of
 from serving.metrics import Metrics
 from serving.request_ids import METADATA_KEY, id_in_metadata, id_reader, new_id
@@ -198,8 +199,7 @@ def _answering(
             return await handler(decoded(request, method), context)
         except asyncio.CancelledError:
             # gRPC cancels the handler when the caller leaves and when the deadline passes.
-            remaining = context.time_remaining()
-            code = "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
+            code = "DEADLINE_EXCEEDED" if is_at_deadline(context.time_remaining()) else "CANCELLED"
             raise
         except Exception as error:
             call_id = call_id or new_id()

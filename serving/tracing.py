@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from serving.call_queue import Call
+from serving.deadlines import is_at_deadline
 from serving.start_error import StartError
 
 # Codes that are the server's fault; the others are ordinary answers to what a caller did.
@@ -91,8 +92,8 @@ class Tracing:
                 try:
                     return await answer(request, context)
                 except asyncio.CancelledError:
-                    remaining = context.time_remaining()
-                    code = "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
+                    at_deadline = is_at_deadline(context.time_remaining())
+                    code = "DEADLINE_EXCEEDED" if at_deadline else "CANCELLED"
                     raise
                 except Exception:  # of context.abort, which has set the code
                     code = _name_of(context.code())

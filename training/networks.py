@@ -70,7 +70,7 @@ def conv(spec: InputSpec, hidden_sizes: Sequence[int]) -> Trunk:
     ]
     trunk = Trunk(*layers)
     trunk.in_features, trunk.out_features = spec.row_size, hidden_sizes[-1]
-    return trunk
+    return trunk.to(memory_format=torch.channels_last)
 
 
 def conv_decoder(latent_dim: int, spec: InputSpec) -> Trunk:
