@@ -11,7 +11,8 @@ from serving.run_times import RunTimes
 class Admission:
     """Says whether a queue has room for a call.
 
-    An empty queue has room for any call: nobody would be served if it had not.
+    An empty queue has room for any call: nobody would be served if it had not. While less waits than a full
+    batch for each thread, no wait is too long: a slow model would run half empty.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ class Admission:
     def wait_seconds(self) -> float:
         """Return how long a call that came now would wait for the model."""
         rows = self._limits.max_batch_rows
-        full_batch = self._run_times.expected(rows)
+        full_batch = self._run_times.mean(rows)
         if full_batch == float("inf"):
             return 0.0
         return self._queue.rows * full_batch / rows / self._limits.threads
@@ -69,4 +70,6 @@ class Admission:
         if waiting + rows > limits.max_queue_rows * share:
             return False
         most = limits.max_queue_seconds
-        return not most or self.wait_seconds() <= most * share
+        if not most or waiting < limits.max_batch_rows * limits.threads:
+            return True
+        return self.wait_seconds() <= most * share

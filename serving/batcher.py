@@ -221,7 +221,7 @@ class Batcher:
 
     def _is_for_the_loop(self, batch: Batch[Call]) -> bool:
         # While more wait, threads are better: they use other processors.
-        expected = self._run_times.expected(batch.rows + batch.padding)
+        expected = self._run_times.least(batch.rows + batch.padding)
         return not self._queue and expected <= self._limits.inline_seconds
 
     def _timer_rang(self) -> None:

@@ -9,10 +9,7 @@ _LAST_RUNS = 8
 
 
 class RunTimes:
-    """The fastest of the last runs, by number of rows to the next power of two.
-
-    The fastest, because a run in a thread may wait long for the interpreter after the model has answered.
-    """
+    """What the last runs took, by number of rows to the next power of two."""
 
     def __init__(self) -> None:
         self._last: dict[int, deque[float]] = {}
@@ -25,13 +22,21 @@ class RunTimes:
             last = self._last[size] = deque(maxlen=_LAST_RUNS)
         last.append(seconds)
 
-    def expected(self, rows: int) -> float:
-        """Return the seconds that a run of ``rows`` may take; infinity if none as large has been seen."""
+    def least(self, rows: int) -> float:
+        """Return the seconds that the model needs for ``rows``; infinity if no run as large has been seen.
+
+        The fastest of the last runs: one in a thread may wait long for the interpreter after the model has
+        answered.
+        """
+        return min(last) if (last := self._of(rows)) else float("inf")
+
+    def mean(self, rows: int) -> float:
+        """Return the seconds that runs of ``rows`` take, all waiting included; infinity as for `least`."""
+        return sum(last) / len(last) if (last := self._of(rows)) else float("inf")
+
+    def _of(self, rows: int) -> deque[float] | None:
+        """Runs of about ``rows``, or the next larger ones there were."""
         size = (rows - 1).bit_length()
-        last = self._last.get(size)
-        if last is None:
-            larger = [known for known in self._last if known > size]
-            if not larger:
-                return float("inf")
-            last = self._last[min(larger)]
-        return min(last)
+        if size not in self._last:
+            size = min((known for known in self._last if known > size), default=size)
+        return self._last.get(size)

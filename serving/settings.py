@@ -91,10 +91,10 @@ class ServerSettings(LayeredSettings):
         65536, ge=1, description="rows that may wait, per model, and so rows of one call"
     )
     max_queue_seconds: float = Field(
-        0.0,
+        1.0,
         ge=0,
-        description="a call that would wait longer for the model is refused at once; 0: only "
-        "--max-queue-rows bounds the wait",
+        description="a call that would wait longer for the model is refused at once, unless less than a full "
+        "batch for each thread waits; 0: only --max-queue-rows bounds the wait",
     )
     max_pending_calls: int = Field(
         3000,

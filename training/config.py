@@ -92,6 +92,11 @@ class TrainingConfig(BaseModel):
         "latent space of an autoencoder of the same networks",
     )
     n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph (umap)")
+    embedding_metric: Literal["euclidean", "cosine"] = Field(
+        "euclidean",
+        description="by which rows are alike: euclidean, or cosine, by their direction from the mean alone, "
+        "as is usual for features of a network (umap)",
+    )
     contrastive_steps: int = Field(
         0,
         ge=0,

@@ -28,6 +28,16 @@ def components(x: np.ndarray, seed: int) -> np.ndarray:
         return np.asarray(PCA(min(COMPONENTS, *x.shape), random_state=seed).fit_transform(x))
 
 
+def directions(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Rows ``(n, D)`` from ``mean (D,)``, each of length 1, or 0 if it is the mean: ``(n, D)``, of x's dtype.
+
+    Distances between them are those of the cosine: ``|u - v|² = 2 - 2 cos(u, v)``.
+    """
+    centred = x - mean
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
+
+
 def embed(x: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
     """UMAP embedding of points in 10 dimensions, minimum distance 0.
 
@@ -85,13 +95,16 @@ def responsibilities(
 ) -> np.ndarray:
     """Clusters of ``x (n, D)`` by PCA, UMAP and the likeliest of several Gaussian mixtures: ``(n, K)``.
 
-    ``features (n, H)``, learned of the same rows, count as much as ``x`` does: the principal components of
-    both lie side by side, either's a mean square of 1 from their centre. What the one cannot tell apart the
-    other may.
+    With ``embedding_metric`` cosine, rows of ``x`` count by their direction from the mean row, not by how far
+    from it they are. ``features (n, H)``, learned of the same rows, count as much as ``x`` does: the
+    principal components of both lie side by side, either's a mean square of 1 from their centre. What the
+    one cannot tell apart the other may.
 
     Of ``config.embeddings`` embeddings, the medoid is taken: likelihoods in different spaces do not compare,
     and a clustering that the others find too is no accident of its seed.
     """
+    if config.embedding_metric == "cosine":
+        x = directions(x, x.mean(0))
     points = components(x, config.seed)
     if features is not None:
         both = points, components(features, config.seed)

@@ -97,6 +97,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         epsilon_floor: float = 0.25,
         initialisation: str = "umap",
         n_neighbors: int = 20,
+        embedding_metric: str = "euclidean",
         contrastive_steps: int = 0,
         embeddings: int = 5,
         pretrain_epochs: int = 20,
@@ -140,6 +141,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.epsilon_floor = epsilon_floor
         self.initialisation = initialisation
         self.n_neighbors = n_neighbors
+        self.embedding_metric = embedding_metric
         self.contrastive_steps = contrastive_steps
         self.embeddings = embeddings
         self.pretrain_epochs = pretrain_epochs

@@ -70,7 +70,9 @@ def conv(spec: InputSpec, hidden_sizes: Sequence[int]) -> Trunk:
     ]
     trunk = Trunk(*layers)
     trunk.in_features, trunk.out_features = spec.row_size, hidden_sizes[-1]
-    return trunk.to(memory_format=torch.channels_last)
+    # On CPUs, too, convolutions are a third faster so.
+    trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return trunk
 
 
 def conv_decoder(latent_dim: int, spec: InputSpec) -> Trunk:

@@ -14,7 +14,7 @@ from training.baselines.begin import Say, begin
 from training.baselines.clusterer import Clusterer, PointClusterer, flat_rows
 from training.baselines.manifold import UmapMixture, fit_umap_mixture
 from training.config import TrainingConfig
-from training.embedding import COMPONENTS, DIMENSIONS, EMBEDDED_ROWS
+from training.embedding import COMPONENTS, DIMENSIONS, EMBEDDED_ROWS, directions
 
 STARTS = 10
 
@@ -36,20 +36,26 @@ def fit_pca_umap_gmm(x: np.ndarray, config: TrainingConfig, say: Say) -> Cluster
     """
     model, rows = begin(x, config, say)
     points = flat_rows(model, rows[:: -(-len(rows) // EMBEDDED_ROWS)])
+    mean = points.mean(0) if config.embedding_metric == "cosine" else None
+    if mean is not None:
+        points = directions(points, mean)
     with config_context(array_api_dispatch=False):
         # Not fit_transform: its last digits differ, and UMAP knows its training rows by their very bits.
         pca = PCA(min(COMPONENTS, *points.shape), random_state=config.seed).fit(points)
         components = pca.transform(points)
     reduces = components.shape[1] > DIMENSIONS
     return PointClusterer(
-        model, flat_rows, _OnComponents(pca, fit_umap_mixture(components, config, say, reduce=reduces))
+        model, flat_rows, _OnComponents(mean, pca, fit_umap_mixture(components, config, say, reduce=reduces))
     )
 
 
 @dataclass(frozen=True)
 class _OnComponents:
+    mean: np.ndarray | None  # directions from it are what has components; None: the points themselves
     pca: Any
     assigner: UmapMixture
 
     def predict(self, points: np.ndarray) -> np.ndarray:
+        if self.mean is not None:
+            points = directions(points, self.mean)
         return self.assigner.predict(self.pca.transform(points))

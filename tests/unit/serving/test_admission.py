@@ -68,6 +68,17 @@ async def test_a_call_that_would_wait_too_long_has_no_room():
     assert error.retry_after == pytest.approx(2.05)
 
 
+async def test_of_a_slow_model_a_full_batch_for_each_thread_may_wait():
+    waiting = Waiting(max_queue_seconds=2.0)
+    waiting.run_times.add(10, 100.0)
+    waiting.put(19)
+    assert waiting.admission.has_room(5)
+    assert not waiting.admission.is_full()
+    waiting.put(1)
+    assert not waiting.admission.has_room(5)
+    assert waiting.admission.is_full()
+
+
 async def test_it_is_full_when_a_call_like_those_that_wait_does_not_fit():
     waiting = Waiting(max_queue_rows=6400)
     waiting.put(*[90] * 70)

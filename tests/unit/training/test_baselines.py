@@ -85,6 +85,20 @@ def test_a_rows_cluster_does_not_depend_on_its_company(fitted, blobs):
     ).all()
 
 
+def test_by_cosine_how_far_from_the_mean_a_row_is_does_not_count():
+    random = np.random.default_rng(0)
+    truth = np.arange(200) % 2
+    angle = truth * np.pi / 2 + random.normal(0, 0.05, 200)
+    length = np.exp(random.normal(0, 1.5, (200, 1)))
+    half = length * np.stack([np.cos(angle), np.sin(angle)], 1)
+    x, truth = np.concatenate([half, -half]).astype(np.float32), np.concatenate([truth, truth + 2])
+    config = CONFIG.model_copy(update={"embedding_metric": "cosine"})
+    clusterer = BASELINES["pca-umap-gmm"].fit(x, config, quiet)
+    clusters = clusterer.predict(x)
+    assert accuracy(truth, clusters) > 0.98
+    assert (clusterer.predict(x / 3) == clusters).mean() > 0.98
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_digits_as_images(name, some_digits):
     x, truth = some_digits
