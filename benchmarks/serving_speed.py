@@ -66,7 +66,9 @@ def main() -> None:
             for rows, in_flight in OVERLOADS:
                 print(f"overload, {rows} rows a call", file=sys.stderr, flush=True)
                 result.setdefault("overload", []).append(
-                    overloaded(SYSTEMS["nvisa"], places, rows, in_flight, options.overload_seconds)
+                    overloaded(
+                        SYSTEMS["nvisa"], SYSTEMS["echo"], places, rows, in_flight, options.overload_seconds
+                    )
                 )
         if options.memory_seconds:
             print("memory", file=sys.stderr, flush=True)

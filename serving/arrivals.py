@@ -10,7 +10,7 @@ QUIET_TURNS = 8
 # Turns that a call waits at most while others come.
 MOST_TURNS = 128
 # After waits that were all in vain, so many calls at most are taken to be alone before the next try.
-MOST_ALONE = 32
+MOST_ALONE = 16
 
 
 class Arrivals:
@@ -40,28 +40,30 @@ class Arrivals:
 
     @property
     def under_way(self) -> bool:
-        """Whether calls came, and `ceased` has not been called."""
+        """Whether calls wait, and `ceased` has not been called."""
         return self._calls > 0
 
-    def note(self) -> None:
-        """Take notice of a call."""
+    def note(self) -> bool:
+        """Take notice of a call, and return whether it is to wait until `ceased` is called."""
+        if not self._calls and self._alone:
+            self._alone -= 1
+            return False
         self._calls += 1
         if self._calls == 1:
             self._turns = 0
-            self._last_turn = 1 if self._alone else QUIET_TURNS
+            self._last_turn = QUIET_TURNS
             self._loop.call_soon(self._turn)
         else:
             self._alone, self._alone_next = 0, 1
             self._last_turn = min(self._turns + QUIET_TURNS, MOST_TURNS)
+        return True
 
     def _turn(self) -> None:
         self._turns += 1
         if self._turns < self._last_turn:
             self._loop.call_soon(self._turn)
             return
-        if self._alone:
-            self._alone -= 1
-        elif self._calls == 1:
+        if self._calls == 1:
             self._alone, self._alone_next = self._alone_next, min(2 * self._alone_next, MOST_ALONE)
         self._calls = 0
         self._ceased()

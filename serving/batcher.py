@@ -126,7 +126,7 @@ class Batcher:
         if wait_for_room and (self._line or not self._admission.has_room_for_the_line(len(x))):
             self._line.put(call)
         elif wait_for_room or self._admission.has_room(len(x)):
-            self._enter(call)
+            self._arrive(call)
         else:
             self._metrics.dropped["overload"].inc(len(x))
             raise self._admission.overload(f"this call has {len(x)}")
@@ -171,14 +171,20 @@ class Batcher:
     def _let_in(self) -> None:
         self._line.let_in(self._admission.has_room_for_the_line, self._enter)
 
-    def _enter(self, call: Call) -> None:
-        """Put ``call`` into the queue."""
+    def _arrive(self, call: Call) -> None:
+        """Put ``call`` into the queue and, if it is alone there, start it now, before the owner could."""
+        lone = not self._queue and not self._running
+        if self._enter(call) and lone:
+            self._start()
+
+    def _enter(self, call: Call) -> bool:
+        """Put ``call`` into the queue, and return whether a run may start."""
         self._queue.put(call)
         self._idle.clear()
-        if self._queue.rows < self._limits.max_batch_rows:
-            self._arrivals.note()
-        else:
+        ready = self._queue.rows >= self._limits.max_batch_rows or not self._arrivals.note()
+        if ready:
             self._wake.set()
+        return ready
 
     async def _own_queue(self) -> None:
         try:
@@ -188,21 +194,25 @@ class Batcher:
                 while self._done:
                     self._finish(self._done.popleft())
                 self._let_in()
-                while self._may_start() and (batch := self._form()) is not None:
-                    self._running += 1
-                    self._runs.add(batch)
-                    if self._is_for_the_loop(batch):
-                        self._threads.run(batch)
-                        self._finish(batch)
-                    else:
-                        self._threads.submit(batch)
-                if not self._queue and not self._running:
-                    self._idle.set()
+                self._start()
         finally:
             # Nobody will answer those that wait: say so, rather than let them hang.
             self._closed = True
             for call in self._queue.clear() + self._line.clear():
                 _fail(call, _closed_error())
+
+    def _start(self) -> None:
+        """Start the runs that may start now, and tell if there is nothing left to do."""
+        while self._may_start() and (batch := self._form()) is not None:
+            self._running += 1
+            self._runs.add(batch)
+            if self._is_for_the_loop(batch):
+                self._threads.run(batch)
+                self._finish(batch)
+            else:
+                self._threads.submit(batch)
+        if not self._queue and not self._running:
+            self._idle.set()
 
     def _may_start(self) -> bool:
         limits = self._limits

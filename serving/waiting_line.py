@@ -22,7 +22,7 @@ class WaitingLine:
         """Add ``call`` at the end."""
         self._calls[id(call)] = call
 
-    def let_in(self, has_room: Callable[[int], bool], enter: Callable[[Call], None]) -> None:
+    def let_in(self, has_room: Callable[[int], bool], enter: Callable[[Call], object]) -> None:
         """Hand calls over to ``enter`` as long as ``has_room`` for the rows of the first."""
         while self._calls:
             call = next(iter(self._calls.values()))

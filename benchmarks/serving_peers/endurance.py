@@ -14,11 +14,17 @@ from serving_peers.systems import System
 _WARM_UP_SHARE = 0.2
 
 
-def overloaded(system: System, places: Places, rows: int, in_flight: int, seconds: float) -> dict[str, Any]:
+def overloaded(
+    system: System, echo: System, places: Places, rows: int, in_flight: int, seconds: float
+) -> dict[str, Any]:
     """Peak, twice the peak, then half of it; the server on one processor and the load on the others.
 
     Otherwise more load would take the processors from the server, and one could not tell this from a server
     that breaks down.
+
+    To read a call and refuse it takes as long as ``echo``, empty, takes to answer it. At the peak P, with E
+    calls a second of the echo, a perfect server offered 2 P would therefore answer (E - 2 P) / (E - P) of P:
+    ``most_goodput_over_peak``.
 
     ``seconds``, a whole number from 2, is how long the peak is measured; twice of it takes twice as long.
 
@@ -30,18 +36,23 @@ def overloaded(system: System, places: Places, rows: int, in_flight: int, second
     server, *others = sorted(os.sched_getaffinity(0))
     if not others:
         raise RuntimeError("overload needs two processors, one for the load generator")
+    with started(echo, places, {server}) as it:
+        (empty, *_), _ = put_load(it, places, overload(rows, in_flight, seconds)[:1], set(others))
     with started(system, places, {server}) as it:
         (peak, twice), _ = put_load(it, places, overload(rows, in_flight, seconds), set(others))
     half = int(2 * seconds)
     during, after = twice["by_second"][:half], twice["by_second"][half : half + int(seconds)]
     # The first second fills the queue.
     goodput = sum(second["answers"] for second in during[1:]) / (half - 1)
+    best, refusals = peak["calls_per_second"], empty["calls_per_second"]
     return {
         "rows": rows,
-        "peak_calls_per_second": peak["calls_per_second"],
-        "offered_over_peak": round(twice["offered_calls_per_second"] / peak["calls_per_second"], 2),
+        "peak_calls_per_second": best,
+        "echo_calls_per_second": refusals,
+        "most_goodput_over_peak": round(max(0.0, (refusals - 2 * best) / (refusals - best)), 3),
+        "offered_over_peak": round(twice["offered_calls_per_second"] / best, 2),
         "sent_late_p99_ms": twice["sent_late_p99_ms"],
-        "goodput_over_peak": round(goodput / peak["calls_per_second"], 3),
+        "goodput_over_peak": round(goodput / best, 3),
         "peak_p99_ms": peak["p99_ms"],
         "accepted_p99_ms": max(second["p99_ms"] or 0.0 for second in during),
         "codes": twice["codes"],
