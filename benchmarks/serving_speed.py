@@ -32,7 +32,7 @@ from typing import Any
 from serving_peers import h2load
 from serving_peers.cases import standard
 from serving_peers.endurance import overloaded, remembers
-from serving_peers.environments import InstallError, prepare, versions
+from serving_peers.environments import InstallError, packages_megabytes, prepare, versions
 from serving_peers.model import NAME, ask, link_bundle, make_bundle
 from serving_peers.session import Places, StartError, put_load, started
 from serving_peers.systems import BASE_ENVIRONMENT, SERVERS, SYSTEMS, System
@@ -146,12 +146,15 @@ def install(systems: list[System], options: argparse.Namespace, result: dict[str
         missing.pop(system.name, None)
         try:
             prepare(system, options.environments, options.peer_python)
+            megabytes = packages_megabytes(system, options.environments)
         except InstallError as error:
             missing[system.name] = _in_short(error)
             print(f"{system.title}: {error}", file=sys.stderr, flush=True)
             continue
         if system.package is not None:
             result.setdefault("peer_versions", {})[system.name] = versions(system)
+        if megabytes is not None:
+            result.setdefault("packages_megabytes", {})[system.name] = round(megabytes)
         ready.append(system)
     return ready
 

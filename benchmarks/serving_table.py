@@ -44,16 +44,20 @@ _HEADER = [
     "CPU s per million rows at 256",
     "start, s",
     "memory, MB",
+    "packages, MB",
     "wrong",
 ]
 
 
 def _lines(result: dict[str, Any]) -> list[list[str]]:
     rounds = result["rounds"]
-    return [_line(name, rounds) for name in SYSTEMS if any(name in turns for turns in rounds)]
+    packages = result.get("packages_megabytes", {})
+    return [
+        _line(name, rounds, packages.get(name)) for name in SYSTEMS if any(name in turns for turns in rounds)
+    ]
 
 
-def _line(name: str, rounds: list[dict[str, Turn]]) -> list[str]:
+def _line(name: str, rounds: list[dict[str, Turn]], packages_megabytes: int | None) -> list[str]:
     turns = [each[name] for each in rounds if name in each]
 
     def of(case: str, key: str) -> float | None:
@@ -80,6 +84,7 @@ def _line(name: str, rounds: list[dict[str, Turn]]) -> list[str]:
         _number(of("256x8", "server_cpu_seconds_per_million_rows"), 1),
         _number(_median(turn["start_seconds"] for turn in turns), 1),
         _number(max(turn["peak_megabytes"] for turn in turns)),
+        _number(packages_megabytes),
         wrong + (f", {failed} failed" if failed else ""),
     ]
 

@@ -21,15 +21,16 @@ import numpy as np
 
 from serving.admission import Admission
 from serving.arrivals import Arrivals
-from serving.batches import Parts, join
+from serving.batches import join
 from serving.bundle import InputSpec
 from serving.call_queue import Answer, Call, CallQueue
 from serving.deadlines import is_at_deadline
-from serving.engine import Engine, EngineError
+from serving.engine import Engine
 from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.inference import Batch, InferenceThreads
 from serving.limits import BatchLimits
 from serving.metrics import ModelMetrics
+from serving.outcomes import Outcomes
 from serving.run_times import RunTimes
 from serving.waiting_line import WaitingLine
 
@@ -72,10 +73,10 @@ class Batcher:
         self._limits = limits
         self._metrics = metrics
         self._ended = ended
-        self._ran = ran
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._queue = CallQueue()
+        self._outcomes = Outcomes(self._queue, metrics, ran)
         self._line = WaitingLine()
         self._running = 0
         self._runs: set[Batch[Call]] = set()
@@ -199,7 +200,7 @@ class Batcher:
             # Nobody will answer those that wait: say so, rather than let them hang.
             self._closed = True
             for call in self._queue.clear() + self._line.clear():
-                _fail(call, _closed_error())
+                call.fail(_closed_error())
 
     def _start(self) -> None:
         """Start the runs that may start now, and tell if there is nothing left to do."""
@@ -243,7 +244,7 @@ class Batcher:
         pieces, expired = self._queue.take(self._limits.max_batch_rows)
         for call, rows in expired:
             self._metrics.dropped["expired"].inc(rows)
-            _fail(call, DeadlinePassed("the deadline passed while the call waited for the model"))
+            call.fail(DeadlinePassed("the deadline passed while the call waited for the model"))
         self._let_in()
         return join(pieces, self._spec, self._limits.buckets) if pieces else None
 
@@ -258,54 +259,20 @@ class Batcher:
         """Count, and give every call of ``batch`` its part."""
         self._running -= 1
         self._runs.discard(batch)
-        metrics, seconds = self._metrics, (batch.finished_ns - batch.started_ns) * 1e-9
+        seconds = (batch.finished_ns - batch.started_ns) * 1e-9
         self._run_times.add(batch.rows + batch.padding, seconds)
-        metrics.inference_seconds.observe(seconds)
+        self._metrics.inference_seconds.observe(seconds)
         if self._ended is not None:
             for call, _, _ in batch.pieces:
                 call.runs = call.runs or []
                 call.runs.append(batch)
-        if batch.error is not None:
-            metrics.failed_executions.inc()
-            if self._ran is not None:
-                self._ran(batch.error)
-            for call, _, _ in batch.pieces:
-                self._queue.remove(call)
-                _fail(call, batch.error)
-            return
-        metrics.executions.inc()
-        metrics.padding_rows.inc(batch.padding)
-        metrics.rows.inc(batch.rows)
-        parts = Parts(batch)
-        clusters, confidences, _, *novelty = parts.good
-        if self._ran is not None:
-            none_good = "no row of a run has finite probabilities"
-            self._ran(None if len(clusters) else EngineError(none_good))
-        metrics.tally.add(clusters, confidences, *novelty)
-        for call, start, part in parts:
-            if isinstance(part, InvalidInput):
-                self._queue.remove(call)
-                _fail(call, part)
-            elif call.add(start, part, batch.started_ns):
-                self._settle(call)
-
-    def _settle(self, call: Call) -> None:
-        if call.future.done():  # the caller has gone
-            return
-        answer = call.answer()
-        self._metrics.queue_seconds.observe(answer.queue_ns * 1e-9)
-        call.future.set_result(answer)
+        self._outcomes.take(batch)
 
 
 def _why_cancelled(call: Call) -> str:
     if call.deadline_ns is None:
         return "cancelled"
     return "expired" if is_at_deadline((call.deadline_ns - time.perf_counter_ns()) * 1e-9) else "cancelled"
-
-
-def _fail(call: Call, error: Exception) -> None:
-    if not call.future.done():
-        call.future.set_exception(error)
 
 
 def _closed_error() -> NotReady:

@@ -76,6 +76,11 @@ class Call:
     started_ns: int = 0
     runs: list[Batch[Any]] | None = None
 
+    def fail(self, error: Exception) -> None:
+        """Tell the caller, if it is still there, that there will be no answer."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
     def add(self, start: int, part: Part, started_ns: int) -> bool:
         """Add the answer to the rows from ``start``; whether it was the last."""
         self.parts[start] = part

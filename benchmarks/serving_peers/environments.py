@@ -10,6 +10,8 @@ from serving_peers.systems import HERE, System
 
 _INSTALL_SECONDS = 1800
 _MARK = "requirements-installed.txt"
+_REPOSITORY = HERE.parents[1]
+_CONSTRAINTS = _REPOSITORY / "constraints.txt"
 
 
 class InstallError(RuntimeError):
@@ -37,29 +39,34 @@ def prepare(system: System, environments: Path, python: Path | None) -> None:
     """
     if system.package is None:
         return
-    wanted = requirements(system).read_text()
+    wanted = requirements(system)
     place = environments / system.name
-    mark = place / _MARK
-    if mark.exists() and mark.read_text() == wanted:
-        return
-    chosen = python or _interpreter(system)
-    print(f"installing {system.title} into {place}", file=sys.stderr, flush=True)
-    steps = [
-        [str(chosen), "-m", "venv", "--clear", str(place)],
-        [
-            *(str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"),
-            *("--requirement", str(requirements(system))),
-        ],
-    ]
-    for step in steps:
-        try:
-            done = subprocess.run(step, capture_output=True, text=True, check=False, timeout=_INSTALL_SECONDS)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise InstallError(f"not installed: {error}") from error
-        if done.returncode:
-            said = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" not in line]
-            raise InstallError(f"not installed: {' '.join(step[:3])} …: {' '.join(said)[-300:]}")
-    mark.write_text(wanted)
+    if not _is_of(place, wanted.read_text()):
+        _make(place, python or _interpreter(system), ["--requirement", str(wanted)], wanted.read_text())
+
+
+def packages_megabytes(system: System, environments: Path) -> float | None:
+    """What the packages of ``system`` add to Python in an image, less compiled bytecode; ``None`` of a floor.
+
+    Ours are installed for that as the Dockerfile's server is.
+
+    Raises
+    ------
+    InstallError
+        If they cannot be.
+    """
+    place = environments / system.name
+    if system.name == "nvisa":
+        wanted = (_REPOSITORY / "pyproject.toml").read_text() + _CONSTRAINTS.read_text()
+        arguments = ["--constraint", str(_CONSTRAINTS), f"{_REPOSITORY}[serving,tracing,cpu]"]
+        if not _is_of(place, wanted):
+            _make(place, Path(sys.executable), arguments, wanted)
+    elif system.package is None:
+        return None
+    names = {"pip", "setuptools", "__pycache__"}
+    (folder,) = place.glob("lib/python*/site-packages")
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    return sum(file.stat().st_size for file in files if names.isdisjoint(file.parts)) / 1e6
 
 
 def versions(system: System) -> dict[str, str]:
@@ -68,6 +75,25 @@ def versions(system: System) -> dict[str, str]:
         line.split("==") for line in requirements(system).read_text().splitlines() if not line.startswith("#")
     )
     return {name: pinned[name] for name in (system.package, "onnxruntime") if name in pinned}
+
+
+def _is_of(place: Path, wanted: str) -> bool:
+    mark = place / _MARK
+    return mark.exists() and mark.read_text() == wanted
+
+
+def _make(place: Path, python: Path, arguments: list[str], wanted: str) -> None:
+    print(f"installing {place.name} into {place}", file=sys.stderr, flush=True)
+    pip = [str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+    for step in ([str(python), "-m", "venv", "--clear", str(place)], [*pip, *arguments]):
+        try:
+            done = subprocess.run(step, capture_output=True, text=True, check=False, timeout=_INSTALL_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise InstallError(f"not installed: {error}") from error
+        if done.returncode:
+            said = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" not in line]
+            raise InstallError(f"not installed: {' '.join(step[:3])} …: {' '.join(said)[-300:]}")
+    (place / _MARK).write_text(wanted)
 
 
 def _interpreter(system: System) -> Path:
