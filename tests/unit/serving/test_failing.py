@@ -263,7 +263,8 @@ async def test_a_device_that_answers_nan_whatever_it_is_asked_fails(tmp_path, de
     async with caller(tmp_path, device) as ask:
         device.nan = {1}
         while ask.server.is_ready():
-            assert (await ask.assign())[0] is CODE.INVALID_ARGUMENT
+            code, _ = await ask.assign()
+            assert code is CODE.INVALID_ARGUMENT or not ask.server.is_ready()  # it may have noticed meanwhile
         assert "answers zeros with NaN or infinity" in (await ask.readyz())[1]
         assert (await ask.assign())[0] is CODE.UNAVAILABLE
         device.nan = set()
@@ -277,7 +278,8 @@ async def test_while_the_largest_fails_no_older_version_answers_in_its_place(tmp
     async with caller(tmp_path, device, failed_runs=1) as ask:
         device.gone = {2}
         while ask.server.is_ready():
-            assert (await ask.assign())[0] is CODE.INTERNAL
+            code, _ = await ask.assign()
+            assert code is CODE.INTERNAL or not ask.server.is_ready()  # it may have noticed meanwhile
         assert (await ask.assign())[0] is CODE.UNAVAILABLE
         assert await ask.assign(model_version=1) == (CODE.OK, 1)  # who asks for it gets it
         assert (await ask.readyz())[1] == f"model toy/2 fails: {GONE}\n"
