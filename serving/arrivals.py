@@ -8,7 +8,7 @@ from collections.abc import Callable
 # From one call that it accepts to the next, gRPC's loop takes four to seven turns of the event loop.
 QUIET_TURNS = 8
 # Turns that a call waits at most while others come.
-MOST_TURNS = 128
+MOST_TURNS = 32
 # After waits that were all in vain, so many calls at most are taken to be alone before the next try.
 MOST_ALONE = 16
 

@@ -30,7 +30,7 @@ def prepare(system: System, environments: Path, python: Path | None) -> None:
     ----------
     python
         The interpreter to make it with; ``None``: this one, or for a peer that needs Python as a shared
-        library the first of this one and the system's that is.
+        library the first of the system's and this one that is.
 
     Raises
     ------
@@ -100,7 +100,8 @@ def _interpreter(system: System) -> Path:
     here = Path(sys.executable)
     if not system.needs_shared_python:
         return here
-    for candidate in (here, Path("/usr/bin/python3")):
+    # The system's first: the peer loads libpython by name, and the loader finds the system's.
+    for candidate in (Path("/usr/bin/python3"), here):
         if candidate.exists() and _is_shared(candidate):
             return candidate
     raise InstallError(
