@@ -45,7 +45,7 @@ async def test_a_call_waits_for_a_few_turns_of_the_loop(heard):
 
 
 async def test_calls_that_come_one_after_the_other_are_taken_together(heard):
-    for _ in range(5):
+    for _ in range(MOST_TURNS // QUIET_TURNS):
         heard.arrivals.note()
         await heard.turns(QUIET_TURNS - 1)
         assert heard.ceased_at == []
