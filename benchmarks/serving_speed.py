@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
 import tempfile
@@ -166,7 +167,8 @@ def measure(
     rounds = result.setdefault("rounds", [])
     for _ in range(options.rounds):
         turns: dict[str, Any] = {"loop": loop(places, options.seconds)}
-        for system in list(systems):
+        # Every round in another order: on a shared processor it matters who comes after whom.
+        for system in random.Random(len(rounds)).sample(systems, len(systems)):
             print(f"round {len(rounds) + 1}: {system.title}", file=sys.stderr, flush=True)
             try:
                 turns[system.name] = turn(system, places, options.seconds)
