@@ -7,12 +7,16 @@ from serving.errors import Overloaded
 from serving.limits import BatchLimits
 from serving.run_times import RunTimes
 
+# Twice the calls that our client has in flight for one array.
+_FEW_CALLS = 8
+
 
 class Admission:
     """Says whether a queue has room for a call.
 
     An empty queue has room for any call: nobody would be served if it had not. While less waits than a full
-    batch for each thread, no wait is too long: a slow model would run half empty.
+    batch for each thread, or but a few calls, no wait is too long: a slow model would run half empty, and one
+    caller that sends a large array in parts would be refused for its own sake.
 
     Parameters
     ----------
@@ -70,6 +74,6 @@ class Admission:
         if waiting + rows > limits.max_queue_rows * share:
             return False
         most = limits.max_queue_seconds
-        if not most or waiting < limits.max_batch_rows * limits.threads:
+        if not most or waiting < limits.max_batch_rows * limits.threads or len(self._queue) < _FEW_CALLS:
             return True
         return self.wait_seconds() <= most * share

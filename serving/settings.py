@@ -93,8 +93,8 @@ class ServerSettings(LayeredSettings):
     max_queue_seconds: float = Field(
         1.0,
         ge=0,
-        description="a call that would wait longer for the model is refused at once, unless less than a full "
-        "batch for each thread waits; 0: only --max-queue-rows bounds the wait",
+        description="a call that would wait longer for the model is refused at once, unless fewer than eight "
+        "calls, or less than a full batch for each thread, wait; 0: only --max-queue-rows bounds the wait",
     )
     max_pending_calls: int = Field(
         3000,

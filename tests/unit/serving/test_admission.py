@@ -53,7 +53,7 @@ async def test_the_wait_is_foreseen_once_a_full_batch_has_shown_what_it_takes():
 async def test_a_call_that_would_wait_too_long_has_no_room():
     waiting = Waiting(max_queue_seconds=2.0)
     waiting.run_times.add(10, 1.0)
-    waiting.put(36)
+    waiting.put(*[4] * 9)
     assert waiting.admission.has_room(30)
     assert not waiting.admission.has_room_for_the_line(1)
     waiting.put(4)
@@ -71,12 +71,21 @@ async def test_a_call_that_would_wait_too_long_has_no_room():
 async def test_of_a_slow_model_a_full_batch_for_each_thread_may_wait():
     waiting = Waiting(max_queue_seconds=2.0)
     waiting.run_times.add(10, 100.0)
-    waiting.put(19)
+    waiting.put(*[1] * 19)
     assert waiting.admission.has_room(5)
     assert not waiting.admission.is_full()
     waiting.put(1)
     assert not waiting.admission.has_room(5)
     assert waiting.admission.is_full()
+
+
+async def test_of_a_slow_model_a_few_calls_may_wait_whatever_their_size():
+    waiting = Waiting(max_queue_seconds=2.0)
+    waiting.run_times.add(10, 100.0)
+    waiting.put(*[9] * 7)
+    assert waiting.admission.has_room(9)
+    waiting.put(9)
+    assert not waiting.admission.has_room(1)
 
 
 async def test_it_is_full_when_a_call_like_those_that_wait_does_not_fit():

@@ -198,16 +198,16 @@ async def test_a_call_that_would_wait_too_long_is_refused_and_one_that_may_wait_
     for _ in range(5):  # into the queue, and out of it to the thread
         await asyncio.sleep(0)
     assert sample(batcher, "nvisa_queue_rows") == 0
-    queued = [asyncio.create_task(batcher.assign(rows(n))) for n in (3, 1)]
-    await waiting(batcher, 4)  # the second was let in, as less than a full batch waited
-    with pytest.raises(Overloaded, match=r"the 4 rows in it take .* s, and a call may wait 1e-09 s"):
+    queued = [asyncio.create_task(batcher.assign(rows(1))) for _ in range(8)]
+    await waiting(batcher, 8)  # so few calls may wait for any time
+    with pytest.raises(Overloaded, match=r"the 8 rows in it take .* s, and a call may wait 1e-09 s"):
         await batcher.assign(rows(1))
     in_line = asyncio.create_task(batcher.assign(rows(2), wait_for_room=True))
     await asyncio.sleep(0)
-    assert sample(batcher, "nvisa_queue_rows") == 4
+    assert sample(batcher, "nvisa_queue_rows") == 8
     engine.gate.set()
     answers = await asyncio.gather(running, submitted, *queued, in_line)
-    assert [len(answer.clusters) for answer in answers] == [1, 4, 3, 1, 2]
+    assert [len(answer.clusters) for answer in answers] == [1, 4, *[1] * 8, 2]
 
 
 async def test_calls_are_refused_unread_while_no_room_is_left_for_such_as_wait(start):
