@@ -61,6 +61,8 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, sign, more):
         [*FIT, str(data), *settings, "--output", str(broken)],
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     history = broken / "restart-1" / "history.jsonl"
     # In the second restart, some epochs in: the first must be kept, the second gone on with.
