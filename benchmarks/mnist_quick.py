@@ -56,8 +56,9 @@ def main() -> None:
     parser.add_argument("--contrastive-steps", type=int, default=0, help="as of nvisa-train fit")
     options = parser.parse_args()
     steps = options.contrastive_steps
-    name = Path(options.data).name + (f"-contrastive-{steps}" if steps else "")
-    result = read(name, steps)
+    data = Path(options.data).name
+    name = data + (f"-contrastive-{steps}" if steps else "")
+    result = read(name, data, steps)
     there = {entry["seed"] for entry in result["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -76,12 +77,12 @@ def main() -> None:
             print(json.dumps(new))
 
 
-def read(name: str, steps: int) -> dict[str, Any]:
-    """The result file of a data set, or an empty one."""
+def read(name: str, data: str, steps: int) -> dict[str, Any]:
+    """The result file of a data set and a number of contrastive steps, or an empty one."""
     path = RESULTS / f"mnist-quick-{name}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     return {
-        "data": f"{name.partition('-contrastive')[0]}: fitted on training images, scored on test images",
+        "data": f"{data}: fitted on training images, scored on test images",
         "preset": "mnist-quick" + (f", --contrastive-steps {steps}" if steps else ""),
         "runs": runs,
         "rows_that_differ_from_evaluate": {},

@@ -22,9 +22,9 @@ def overloaded(
     Otherwise more load would take the processors from the server, and one could not tell this from a server
     that breaks down.
 
-    To read a call and refuse it takes as long as ``echo``, empty, takes to answer it. At the peak P, with E
-    calls a second of the echo, a perfect server offered 2 P would therefore answer (E - 2 P) / (E - P) of P:
-    ``most_goodput_over_peak``.
+    If to read a call and refuse it takes as long as ``echo``, empty, takes to answer it, then at the peak P,
+    with E calls a second of the echo, a perfect server offered 2 P would answer (E - 2 P) / (E - P) of P, or
+    none if E is less than 2 P: ``most_goodput_over_peak``.
 
     ``seconds``, a whole number from 2, is how long the peak is measured; twice of it takes twice as long.
 
@@ -49,7 +49,9 @@ def overloaded(
         "rows": rows,
         "peak_calls_per_second": best,
         "echo_calls_per_second": refusals,
-        "most_goodput_over_peak": round(max(0.0, (refusals - 2 * best) / (refusals - best)), 3),
+        "most_goodput_over_peak": round((refusals - 2 * best) / (refusals - best), 3)
+        if refusals > 2 * best
+        else 0.0,
         "offered_over_peak": round(twice["offered_calls_per_second"] / best, 2),
         "sent_late_p99_ms": twice["sent_late_p99_ms"],
         "goodput_over_peak": round(goodput / best, 3),
