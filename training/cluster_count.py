@@ -11,13 +11,12 @@ from itertools import combinations
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from serving.bundle import InputSpec
-from training.config import TrainingConfig
+from training.config import EmbeddingMetric, TrainingConfig
 from training.data import check_fit
-from training.embedding import COMPONENTS, embed
+from training.embedding import comparable, embed
 from training.mixture import fit_mixture
 from training.model import NVISAModel
 
@@ -77,6 +76,7 @@ def measure(
     ks: range,
     *,
     n_neighbors: int,
+    embedding_metric: EmbeddingMetric,
     starts: int,
     repeats: int,
     seed: int,
@@ -88,6 +88,8 @@ def measure(
     ----------
     n_neighbors
         Of a row in UMAP's graph.
+    embedding_metric
+        By which rows are alike: see `training.embedding.comparable`.
     starts
         Starts of every mixture, the likeliest kept.
     repeats
@@ -100,11 +102,11 @@ def measure(
     """
     check_range(len(x), ks.start, ks.stop - 1)
     check_fit(x, ks.stop - 1)
-    flat = preprocessed(x, spec)
+    points = comparable(preprocessed(x, spec), embedding_metric, seed)
     say(f"embedding of {len(x)} rows")
-    embedding = embed(flat, n_neighbors, seed)
+    embedding = embed(points, n_neighbors, seed)
     say("embedding of a Gaussian cloud, for comparison")
-    cloud = embed(gaussian_cloud(flat, seed), n_neighbors, seed)
+    cloud = embed(gaussian_cloud(points, seed), n_neighbors, seed)
     for k in ks:
         bic, silhouette, stability, std = _of(embedding, k, starts, repeats, seed)
         _, cloud_silhouette, cloud_stability, _ = _of(cloud, k, starts, repeats, seed)
@@ -139,11 +141,9 @@ def preprocessed(x: np.ndarray, spec: InputSpec) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def gaussian_cloud(flat: np.ndarray, seed: int) -> np.ndarray:
-    """As many draws from one Gaussian with the covariance of ``flat (n, D)``, in principal components."""
-    pca = PCA(min(COMPONENTS, *flat.shape), random_state=seed).fit(flat)
-    scale = np.sqrt(pca.explained_variance_)
-    return np.random.default_rng(seed).standard_normal((len(flat), len(scale))) * scale
+def gaussian_cloud(points: np.ndarray, seed: int) -> np.ndarray:
+    """As many draws from one Gaussian with the covariance of principal components ``points (n, D)``."""
+    return np.random.default_rng(seed).standard_normal(points.shape) * points.std(0, ddof=1)
 
 
 def _of(

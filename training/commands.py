@@ -190,6 +190,7 @@ def suggest_k(arguments: Sequence[str]) -> None:
         range(first, last + 1),
         rows=settings.rows,
         n_neighbors=settings.n_neighbors,
+        embedding_metric=settings.embedding_metric,
         starts=settings.gmm_starts,
         repeats=settings.repeats,
         seed=settings.seed,

@@ -16,6 +16,8 @@ from training.rows import Memory
 # What changes how a run is executed, not what it computes: free to differ between a fit and its resume.
 EXECUTION = {"epochs", "device", "memory", "cuda_graph", "checkpoint_seconds", "restart_mode"}
 
+EmbeddingMetric = Literal["euclidean", "cosine"]
+
 
 class TrainingConfig(BaseModel):
     """Hyper-parameters of one fit. Defaults are the paper's (§III-A) where it names one."""
@@ -92,7 +94,7 @@ class TrainingConfig(BaseModel):
         "latent space of an autoencoder of the same networks",
     )
     n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph (umap)")
-    embedding_metric: Literal["euclidean", "cosine"] = Field(
+    embedding_metric: EmbeddingMetric = Field(
         "euclidean",
         description="by which rows are alike: euclidean, or cosine, by their direction from the mean alone, "
         "as is usual for features of a network (umap)",

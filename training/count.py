@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from training.checkpoint import replace_file
 from training.cluster_count import Measure, measure, subsample
+from training.config import EmbeddingMetric
 from training.data import Data
 from training.suggestion import Suggestion, suggest, table
 
@@ -25,6 +26,7 @@ class Count(BaseModel):
     data_fingerprint: str
     rows: int
     rows_used: int
+    embedding_metric: EmbeddingMetric
     seed: int
     measures: tuple[Measure, ...]
     suggestion: Suggestion
@@ -59,6 +61,7 @@ def count_clusters(
     *,
     rows: int,
     n_neighbors: int,
+    embedding_metric: EmbeddingMetric = "euclidean",
     starts: int,
     repeats: int,
     seed: int,
@@ -80,6 +83,7 @@ def count_clusters(
             loaded.spec,
             ks,
             n_neighbors=n_neighbors,
+            embedding_metric=embedding_metric,
             starts=starts,
             repeats=repeats,
             seed=seed,
@@ -91,6 +95,7 @@ def count_clusters(
         data_fingerprint=loaded.fingerprint,
         rows=len(loaded.x),
         rows_used=len(x),
+        embedding_metric=embedding_metric,
         seed=seed,
         measures=measures,
         suggestion=suggest(measures),

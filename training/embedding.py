@@ -11,7 +11,7 @@ import torch
 from sklearn import config_context
 from sklearn.decomposition import PCA
 
-from training.config import TrainingConfig
+from training.config import EmbeddingMetric, TrainingConfig
 from training.medoid import mean_agreement
 from training.mixture import fit_mixture
 
@@ -36,6 +36,14 @@ def directions(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     centred = x - mean
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     return np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
+
+
+def comparable(x: np.ndarray, metric: EmbeddingMetric, seed: int) -> np.ndarray:
+    """Points whose Euclidean distances are those of rows ``x (n, D)`` by ``metric``: ``(n, min(50, n, D))``.
+
+    Principal components of the rows or, for ``"cosine"``, of their `directions` from the mean row.
+    """
+    return components(directions(x, x.mean(0)) if metric == "cosine" else x, seed)
 
 
 def embed(x: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
@@ -103,9 +111,7 @@ def responsibilities(
     Of ``config.embeddings`` embeddings, the medoid is taken: likelihoods in different spaces do not compare,
     and a clustering that the others find too is no accident of its seed.
     """
-    if config.embedding_metric == "cosine":
-        x = directions(x, x.mean(0))
-    points = components(x, config.seed)
+    points = comparable(x, config.embedding_metric, config.seed)
     if features is not None:
         both = points, components(features, config.seed)
         points = np.concatenate([part / np.sqrt(np.square(part).sum(1).mean()) for part in both], axis=1)

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, create_model, field_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from serving.configuration import InvalidSettings, LayeredSettings
-from training.config import TrainingConfig, explain, load_preset, preset_names
+from training.config import EmbeddingMetric, TrainingConfig, explain, load_preset, preset_names
 
 # As in training.cluster_count, which takes a second to import.
 MOST_ROWS = 20_000
@@ -80,6 +80,10 @@ with warnings.catch_warnings():
         repeats: int = Field(5, ge=2, description="fits to halves of the rows, for the stability")
         gmm_starts: int = Field(2, ge=1, description="starts of each Gaussian mixture")
         n_neighbors: int = Field(20, ge=2, description="neighbours of a row in UMAP's graph")
+        embedding_metric: EmbeddingMetric = Field(
+            "euclidean",
+            description="by which rows are alike: euclidean, or cosine, as is usual for network features",
+        )
         seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
         split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
         label_column: str | None = Field(

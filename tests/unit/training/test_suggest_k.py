@@ -12,18 +12,28 @@ from sklearn.datasets import make_blobs
 from training import cluster_count
 from training.cli import main
 from training.cluster_count import MOST_ROWS, Measure, gaussian_cloud, preprocessed, subsample
+from training.config import EmbeddingMetric
 from training.count import Count, count_clusters
 from training.data import Data, describe
+from training.embedding import comparable
 from training.report import plot_cluster_count
 from training.settings import SuggestKSettings
 from training.suggestion import LIMITS, suggest, table
 
 
-def count(x: np.ndarray, ks: range, rows: int = 300) -> Count:
+def count(x: np.ndarray, ks: range, rows: int = 300, metric: EmbeddingMetric = "euclidean") -> Count:
     x = x.astype(np.float32)
     loaded = Data(x, describe(x), None, "toy.npy", "f" * 64)
     return count_clusters(
-        loaded, ks, rows=rows, n_neighbors=10, starts=2, repeats=3, seed=0, say=lambda _: None
+        loaded,
+        ks,
+        rows=rows,
+        n_neighbors=10,
+        embedding_metric=metric,
+        starts=2,
+        repeats=3,
+        seed=0,
+        say=lambda _: None,
     )
 
 
@@ -50,6 +60,18 @@ def test_a_cloud_has_no_structure():
     assert found.suggestion.suggested == ()
     assert "No structure found" in str(found)
     assert "*" not in str(found)
+
+
+def test_rows_that_differ_in_direction_are_counted_by_the_cosine():
+    rng = np.random.default_rng(0)
+    directions = np.concatenate([np.eye(3), -np.eye(3)[:1]])[rng.integers(0, 4, 240)]
+    rays = (directions + 0.05 * rng.standard_normal((240, 3))) * rng.lognormal(0, 1.5, (240, 1))
+    found = count(rays, range(2, 7), metric="cosine")
+    assert found.embedding_metric == "cosine"
+    assert found.suggestion.by_criterion["silhouette"] == 4
+    assert count(rays, range(2, 7)).suggestion.by_criterion["silhouette"] != 4, (
+        "by their distance they are no clusters"
+    )
 
 
 def measures(silhouettes, bics, stabilities, std=0.0, cloud=0.2, first=2) -> list[Measure]:
@@ -132,7 +154,7 @@ def test_rows_are_prepared_as_a_model_does():
 
 
 def test_cloud_has_the_covariance_of_the_rows_and_no_clusters(blobs):
-    cloud = gaussian_cloud(blobs, 0)
+    cloud = gaussian_cloud(comparable(blobs, "euclidean", 0), 0)
     assert cloud.shape == blobs.shape
     expected = np.linalg.eigvalsh(np.cov(blobs.T))
     np.testing.assert_allclose(np.sort(cloud.var(0)), expected, rtol=0.3)
