@@ -49,7 +49,7 @@ def build_grpc_server(
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.server.max_pending_requests", settings.max_pending_calls // 3),
+            ("grpc.server.max_pending_requests", settings.max_pending_calls),
             ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_calls),
             *_connection_age(settings.max_connection_age),
             _sharing(settings),

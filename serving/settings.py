@@ -91,17 +91,17 @@ class ServerSettings(LayeredSettings):
         65536, ge=1, description="rows that may wait, per model, and so rows of one call"
     )
     max_queue_seconds: float = Field(
-        1.0,
+        0.25,
         ge=0,
         description="a call that would wait longer for the model is refused at once, unless fewer than eight "
         "calls, or less than a full batch for each thread, wait; 0: only --max-queue-rows bounds the wait",
     )
     max_pending_calls: int = Field(
-        3000,
+        1000,
         ge=1,
         le=2**31 - 1,
         description="calls that may wait to be read, while the server is too busy to; gRPC turns others away "
-        "with CANCELLED, by chance from a third of this on",
+        "with CANCELLED",
     )
     max_queue_delay: float = Field(
         0.0, ge=0, le=1, description="seconds to wait for a fuller batch while the model is idle"
