@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,3 +90,17 @@ def warm_up(engine: Engine, manifest: Manifest, limits: BatchLimits) -> None:
                 f"model {manifest.name}/{manifest.version} answers zeros with NaN or infinity; "
                 "export it again"
             )
+
+
+def check_rows(old: Model, loaded: Loaded, labels: Sequence[str]) -> None:
+    """Refuse to change what ``old`` takes while ``labels``, which were checked against it, point there.
+
+    Raises
+    ------
+    BundleError
+        If ``loaded``, in its place, takes other rows.
+    """
+    if old.manifest is not None and old.manifest.input != loaded.manifest.input:
+        raise BundleError(
+            f"{old.path} takes other rows than before, and is {', '.join(labels)}: move the label first"
+        )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,16 +13,14 @@ from serving.batcher import Batcher
 from serving.bundle import BundleError
 from serving.engine import EngineError
 from serving.errors import NotReady, Overloaded, ServingError
-from serving.failing import FailureWatch
 from serving.labels import LabelsError
-from serving.limits import batch_limits
-from serving.loading import BuildEngine, Loaded, load_model, onnx_engine, warm_up
-from serving.memory import give_back
+from serving.loading import BuildEngine, Loaded, check_rows, load_model, onnx_engine
 from serving.metrics import Metrics
-from serving.models import STATES, Catalogue, Model, ModelState
+from serving.models import Catalogue, Model, ModelState
 from serving.router import Router
 from serving.settings import ServerSettings
 from serving.snapshot import Fingerprint, Key, take_snapshot
+from serving.version_lifecycle import VersionLifecycle
 
 if TYPE_CHECKING:
     from serving.tracing import Tracing
@@ -65,7 +62,6 @@ class Repository:
         build_engine: BuildEngine = onnx_engine,
         tracing: Tracing | None = None,
     ) -> None:
-        self._tracing = tracing
         self._settings = settings
         self._metrics = metrics
         self._build_engine = build_engine
@@ -73,8 +69,13 @@ class Repository:
         self._closing = False
         self._catalogue = Catalogue()
         self._router = Router(self._catalogue, settings, metrics)
+        self._lifecycle = VersionLifecycle(
+            self._catalogue, settings, metrics, tracing, self._refresh, self._task_ended
+        )
         self.changed: Callable[[], None] = lambda: None
         self.get, self.find, self.labels_of = self._router.get, self._router.find, self._router.labels_of
+        self.names, self.versions = self._catalogue.names, self._catalogue.versions
+        self.unload = self._lifecycle.unload
         self.found = take_snapshot(settings.model_repository)
         if not self.found.bundles:
             raise BundleError(
@@ -82,7 +83,7 @@ class Repository:
                 "pass the folder above <name>/<version>/, or export a bundle there"
             )
         for key, mark in self.found.bundles.items():
-            self._put(self._new(key, mark), ModelState.LOADING)
+            self._lifecycle.put(self._new(key, mark), ModelState.LOADING)
 
     def load(self) -> None:
         """Read, verify and warm every model. Slow and blocking: called in a thread.
@@ -95,11 +96,10 @@ class Repository:
         """
         for model in self._catalogue:
             try:
-                self._fill(model, load_model(model, self._settings, self._build_engine))
+                self._lifecycle.fill(model, load_model(model, self._settings, self._build_engine))
             except (BundleError, EngineError) as error:
                 self._metrics.versions.loaded(*model.key, success=False)
-                model.reason = str(error)
-                self._put(model, ModelState.FAILED)
+                self._lifecycle.fail(model, str(error))
                 if not self._settings.allow_partial:
                     raise
                 extra = {"model": model.name, "version": model.version, "why": str(error)}
@@ -118,7 +118,7 @@ class Repository:
         self.died = asyncio.get_running_loop().create_future()
         for model in self._catalogue:
             if model.engine is not None:
-                self._start(model)
+                self._lifecycle.start(model)
         for name, content in self.found.labels.items():
             self.take_labels(name, content)
 
@@ -141,14 +141,6 @@ class Repository:
     def models(self) -> list[Model]:
         """All models, by name and version, whatever their state."""
         return list(self._catalogue)
-
-    def names(self) -> list[str]:
-        """Names of the models, sorted."""
-        return self._catalogue.names()
-
-    def versions(self, name: str) -> list[Model]:
-        """All versions of ``name``, ascending; empty if there is no such model."""
-        return self._catalogue.versions(name)
 
     def version(self, key: Key) -> Model | None:
         """Return one version, or ``None``."""
@@ -206,10 +198,11 @@ class Repository:
         """
         fresh, old = self._new(key, mark), self.version(key)
         if old is None or old.state is not ModelState.READY:
-            self._put(fresh, ModelState.LOADING)
+            self._lifecycle.put(fresh, ModelState.LOADING)
         try:
             loaded = await self._load(fresh)
-            self._check_rows(old, loaded)
+            if old is not None and (labels := self.labels_of(old)):
+                check_rows(old, loaded, labels)
         except NotReady:
             raise
         except Exception as error:  # whatever a bundle does, what serves goes on
@@ -222,28 +215,15 @@ class Repository:
                 old.tried = mark
                 self._metrics.versions.set_stale(*key, True)
             else:
-                fresh.reason = why
-                self._put(fresh, ModelState.FAILED)
+                self._lifecycle.fail(fresh, why)
             return why
         if old is not None and old.state is ModelState.READY:
             self._metrics.unloaded(*key)
-        self._fill(fresh, loaded)
-        self._start(fresh)
+        self._lifecycle.fill(fresh, loaded)
+        self._lifecycle.start(fresh)
         if old is not None:
-            await self._retire(old)
+            await self._lifecycle.retire(old)
         return ""
-
-    async def unload(self, models: Sequence[Model]) -> None:
-        """Take versions away: no new calls reach them, those in flight are answered, memory is freed."""
-        for model in models:
-            self._catalogue.remove(model)
-            self._metrics.unloaded(*model.key)
-        for name in {model.name for model in models}:
-            self._router.refresh(name)
-        self.changed()
-        for model in models:
-            await self._retire(model)
-            log.info("model unloaded", extra={"model": model.name, "version": model.version})
 
     def set_kept(self, model: Model, kept: bool) -> None:
         """Note whether ``model`` goes on although its files are gone."""
@@ -266,74 +246,9 @@ class Repository:
         finally:
             self._loading = None
 
-    def _check_rows(self, old: Model | None, loaded: Loaded) -> None:
-        """Refuse to change what a version takes while labels that were checked against it point there."""
-        if old is None or old.manifest is None or old.manifest.input == loaded.manifest.input:
-            return
-        if labels := self.labels_of(old):
-            raise BundleError(
-                f"{old.path} takes other rows than before, and is {', '.join(labels)}: move the label first"
-            )
-
-    def _fill(self, model: Model, loaded: Loaded) -> None:
-        model.manifest, model.engine = loaded.manifest, loaded.engine
-        self._metrics.versions.loaded(*model.key, success=True)
-
-    def _start(self, model: Model) -> None:
-        engine, manifest, settings = model.engine, model.manifest, self._settings
-        assert engine is not None
-        assert manifest is not None
-        tracing = self._tracing
-        model.metrics = self._metrics.for_model(manifest, settings.low_confidence, settings.drift_window_rows)
-        # The model alone owns its engine: when it lets go, the memory is free, whoever still holds on to the
-        # batcher. A run in progress keeps it until it ends.
-        shared, limits = weakref.proxy(engine), batch_limits(settings, engine.device)
-        model.watch = FailureWatch(
-            str(model),
-            partial(warm_up, shared, manifest, limits),
-            partial(self._set_failing, model),
-            failures=settings.failed_runs,
-            seconds=settings.run_timeout_seconds,
-            hangs=partial(self._task_ended, model),
-        )
-        batcher = model.batcher = Batcher(
-            shared,
-            manifest.input,
-            limits,
-            model.metrics,
-            str(model),
-            tracing.of_model(*model.key) if tracing is not None else None,
-            model.watch.ran,
-        )
-        batcher.task.add_done_callback(partial(self._task_ended, model))
-        self._metrics.loaded(manifest, engine.device)
-        self._metrics.versions.set_stale(*model.key, False)
-        self._metrics.versions.set_failing(*model.key, False)
-        self._put(model, ModelState.READY)
-        self._router.refresh(model.name)
-        self.changed()
-
-    async def _retire(self, model: Model) -> None:
-        """Let a version that gets no more calls answer those that it has, and free it."""
-        model.retiring = True
-        if model.watch is not None:
-            model.watch.close()
-        if model.batcher is not None and model.metrics is not None:
-            try:
-                async with asyncio.timeout(self._settings.grace_seconds):
-                    await model.batcher.close()
-            except TimeoutError:
-                extra = {"model": model.name, "version": model.version}
-                log.warning("unloaded, calls in flight were cut off", extra=extra)
-        model.batcher = model.engine = model.metrics = model.watch = None
-        await in_thread(give_back, "memory")
-
-    def _set_failing(self, model: Model, why: str) -> None:
-        if model.retiring:
-            return
-        model.failing = why
-        self._metrics.versions.set_failing(*model.key, bool(why))
-        self._router.refresh(model.name)
+    def _refresh(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._router.refresh(name)
         self.changed()
 
     def _task_ended(self, model: Model, task: asyncio.Task[None]) -> None:
@@ -343,8 +258,3 @@ class Repository:
     def _new(self, key: Key, mark: Fingerprint) -> Model:
         name, version = key
         return Model(name, version, self._settings.model_repository / name / str(version), tried=mark)
-
-    def _put(self, model: Model, state: ModelState) -> None:
-        model.state = state
-        self._catalogue.put(model)
-        self._metrics.set_state(*model.key, state, STATES)

@@ -89,7 +89,7 @@ async def serving(path, build_engine=numbered, **settings):
     served = Served(path, build_engine, **settings)
     # Here unloads collect no garbage: that takes long in a process of tests, and frees what should be free.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.repository.give_back", lambda: None)
+        patch.setattr("serving.version_lifecycle.give_back", lambda: None)
         served.repository.load()
         served.repository.start()
         try:

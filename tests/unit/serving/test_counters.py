@@ -92,7 +92,7 @@ async def test_every_metric_says_what_was_sent(one_model, monkeypatch):
     engine = Engine(is_open=True, novelty=True)
     # As on CUDA, with padding; but one thread on the CPU.
     limits = BatchLimits(max_batch_rows=16, max_queue_rows=40, buckets=(1, 4, 16), threads=1)
-    for module in ("loading", "repository"):
+    for module in ("loading", "version_lifecycle"):
         monkeypatch.setattr(f"serving.{module}.batch_limits", lambda *_: limits)
     async with (
         in_process(one_model, lambda *_: engine, low_confidence=0.6, drift_window_rows=10_000) as server,
