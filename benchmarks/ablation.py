@@ -28,7 +28,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training import initialise
 from training.config import TrainingConfig, load_preset
 from training.data import load

@@ -21,7 +21,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.backbone import LEAST_OPSET, METADATA, read_backbone
 from training.extractor import Extractor
 

@@ -38,7 +38,7 @@ import torch
 from floor import count, measure, wait
 from plain_loop import PlainLoop, PlainNVISA
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.config import TrainingConfig, load_preset
 from training.data import load
 from training.initialise import assign_rows

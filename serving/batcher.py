@@ -22,13 +22,13 @@ import numpy as np
 from serving.admission import Admission
 from serving.arrivals import Arrivals
 from serving.batches import join
-from serving.bundle import InputSpec
 from serving.call_queue import Answer, Call, CallQueue
 from serving.deadlines import is_at_deadline
 from serving.engine import Engine
 from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.inference import Batch, InferenceThreads
 from serving.limits import BatchLimits
+from serving.manifest import InputSpec
 from serving.metrics import ModelMetrics
 from serving.outcomes import Outcomes
 from serving.run_times import RunTimes

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from serving.bundle import InputSpec
 from serving.call_queue import Call, Part, Piece
 from serving.errors import InvalidInput
 from serving.inference import Batch
+from serving.manifest import InputSpec
 
 
 def join(pieces: list[Piece], spec: InputSpec, buckets: Sequence[int]) -> Batch[Call]:

@@ -13,8 +13,8 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.bundle import Manifest, Reference
 from serving.drift import Mix, SlidingCounts
+from serving.manifest import Manifest, Reference
 
 CONFIDENCE_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
 # Of rows like the training data's, a tenth are in each tenth, one in a hundred above 0.99.

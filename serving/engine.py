@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from serving.bound_runs import BoundRuns, Output
-from serving.bundle import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, Bundle, BundleError
+from serving.bundle import Bundle, BundleError
 from serving.gpu import NO_GPU_OPTIONS, GpuOptions, GpuProviders
+from serving.manifest import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES
 from serving.runtime import CUDA, Device, DeviceError, available_cpus, open_session
 
 

@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 
 from serving.batcher import Answer
-from serving.bundle import InputSpec, Manifest
 from serving.errors import InvalidInput
 from serving.grpc_stream import answer_stream
 from serving.inputs import check_dtype, from_bytes, from_numbers
+from serving.manifest import InputSpec, Manifest
 from serving.metrics import Metrics
 from serving.model_messages import DATA_TYPES, describe
 from serving.models import Model

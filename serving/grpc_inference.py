@@ -8,10 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 import grpc
 import numpy as np
 
-from serving.bundle import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, InputSpec, Manifest, parse_version
+from serving.bundle import parse_version
 from serving.errors import InvalidInput, NotReady, UnknownModel
 from serving.inputs import check_dtype, from_bytes, from_numbers
 from serving.labels import LABELS
+from serving.manifest import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, InputSpec, Manifest
 from serving.model_control import ModelControl
 from serving.models import ModelState
 from serving.pb.inference import grpc_service_pb2 as pb

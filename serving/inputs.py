@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving.bundle import InputSpec
 from serving.errors import InvalidInput
+from serving.manifest import InputSpec
 
 
 def from_bytes(spec: InputSpec, shape: Sequence[int], data: bytes) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.bundle import BundleError, Manifest, find_bundles, read_bundle
+from serving.bundle import BundleError, find_bundles, read_bundle
 from serving.files import write_atomically
 from serving.labels import (
     LABELS,
@@ -19,6 +19,7 @@ from serving.labels import (
     parse_labels,
     write_labels,
 )
+from serving.manifest import Manifest
 
 # What was in force before the last change; empty if there were no labels. Servers pass over it.
 PREVIOUS_FILE = ".labels.previous.yaml"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from serving.readers import Chunk, DataError, Source, Split, open_source
 
 

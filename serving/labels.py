@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 
 LABELS_FILE = "labels.yaml"
 LABELS = ("stable", "canary", "shadow")

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.bundle import Bundle, BundleError, Manifest, read_bundle
+from serving.bundle import Bundle, BundleError, read_bundle
 from serving.engine import Engine, EngineError, OnnxEngine
 from serving.gpu import NO_GPU_OPTIONS, GpuOptions
 from serving.limits import BatchLimits, batch_limits, intra_op_threads
+from serving.manifest import Manifest
 from serving.models import Model
 from serving.runtime import Device
 from serving.settings import ServerSettings

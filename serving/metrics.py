@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from serving.bundle import Manifest
 from serving.cluster_metrics import ClusterCollector, ClusterTally
 from serving.drift import Mix
+from serving.manifest import Manifest
 from serving.version_metrics import VersionMetrics
 
 # From 50 microseconds, as a small model answers in less than a millisecond, to 10 seconds.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.bundle import Manifest
+from serving.manifest import Manifest
 from serving.models import Model, ModelState
 from serving.pb.nvisa.v1 import cluster_pb2 as pb
 

@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from serving.batcher import Batcher
-from serving.bundle import Manifest
 from serving.call_queue import Answer
 from serving.engine import Engine
 from serving.errors import UnknownModel
 from serving.failing import FailureWatch
+from serving.manifest import Manifest
 from serving.metrics import ModelMetrics
 from serving.snapshot import Fingerprint, Key
 

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.bundle import (
+from serving.bundle import sha256, write_bundle
+from serving.manifest import (
     CLUSTER,
     INPUT_NAME,
     NOVELTY,
@@ -20,8 +21,6 @@ from serving.bundle import (
     Parity,
     Reference,
     TrainingSummary,
-    sha256,
-    write_bundle,
 )
 
 OPSET = 17

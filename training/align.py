@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.bundle import CLUSTER, INPUT_NAME, Bundle
+from serving.bundle import Bundle
+from serving.manifest import CLUSTER, INPUT_NAME
 from serving.runtime import import_onnxruntime
 from training.checkpoint import write_json
 from training.fitted import Fitted

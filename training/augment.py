@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.noise import Source, draw
 
 TURN = math.radians(10)

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.config import EmbeddingMetric, TrainingConfig
 from training.data import check_fit
 from training.embedding import comparable, embed

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.bundle import InputSpec, sha256
+from serving.bundle import sha256
+from serving.manifest import InputSpec
 from serving.readers import Source, Split, open_source, read_all
 from serving.readers.arrays import ArraySource
 from serving.readers.source import input_spec

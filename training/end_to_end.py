@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, compose, helper, version_converter
 
-from serving.bundle import INPUT_NAME, InputSpec
+from serving.manifest import INPUT_NAME, InputSpec
 from training.backbone import Backbone, BackboneError, read_backbone
 from training.extractor import FEATURES, Extractor, extractor_graph
 from training.fitted import Fitted

@@ -16,20 +16,17 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from serving.bundle import (
+from serving.bundle import BundleError, parse_version, sha256, write_bundle
+from serving.manifest import (
     CLUSTER,
     INPUT_NAME,
     NOVELTY,
     PROBABILITIES,
-    BundleError,
     Cluster,
     Manifest,
     Novelty,
     Parity,
     TrainingSummary,
-    parse_version,
-    sha256,
-    write_bundle,
 )
 from serving.runtime import import_onnxruntime
 from training.end_to_end import compose_with

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, compose, helper, numpy_helper
 
-from serving.bundle import INPUT_NAME, InputSpec
+from serving.manifest import INPUT_NAME, InputSpec
 from serving.runtime import CUDA, Device, DeviceError, available_cpus, open_session
 from training.augment import channels_first
 from training.backbone import Backbone, BackboneError

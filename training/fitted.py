@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from serving.bundle import InputSpec, Reference
+from serving.manifest import InputSpec, Reference
 from training.checkpoint import CheckpointError, load_tensors, read_json, save_tensors, write_json
 from training.config import TrainingConfig
 from training.history import History

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.annealing import epochs_left, epsilons, learning_rate, scheduled_epoch
 from training.config import TrainingConfig
 from training.divergence import DivergedError, trouble

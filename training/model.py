@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.config import TrainingConfig
 from training.decoding import bernoulli, decoded_log_likelihood, gaussian
 from training.densities import (

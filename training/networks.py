@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.augment import channels_first, large_images, to_images, to_rows
 
 NEGATIVE_SLOPE = 0.2

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.checkpoint import CheckpointError, load_tensors, save_tensors
 from training.recipe import Recipe
 

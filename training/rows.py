@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.memory import free_bytes
 
 Memory = Literal["auto", "resident", "mapped"]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from serving.bundle import InputSpec
 from serving.files import sync_directory
+from serving.manifest import InputSpec
 from training.checkpoint import CheckpointError, read_json, write_json
 from training.config import TrainingConfig
 from training.fitted import Fitted

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.annealing import epsilons, learning_rate
 from training.config import TrainingConfig
 from training.divergence import DivergedError, trouble

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.config import TrainingConfig
 from training.fitted import Fitted
 from training.model import NVISAModel

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from serving.bundle import InputSpec
 from serving.client.messages import Version
 from serving.client.status import refuse_unready
 from serving.client.sync import ClusterClient
 from serving.files import write_atomically
 from serving.labelled import Labels, count_clusters, count_errors, label_chunk, open_for_model
+from serving.manifest import InputSpec
 from serving.readers import DataError, Split
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".npy")

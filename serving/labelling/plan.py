@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.bundle import Manifest
 from serving.files import write_atomically
 from serving.labelling.failures import LabellingError
 from serving.labelling.settings import LabelSettings
+from serving.manifest import Manifest
 from serving.readers import Source
 
 PLAN_FILE = "_plan.json"

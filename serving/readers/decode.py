@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from serving.readers.arrays import finite_float32
 from serving.readers.columns import is_list
 from serving.readers.images import decode_image, promised_shape

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from serving.readers.decode import PROBE_ROWS
 from serving.readers.images import decode_image, promised_shape
 from serving.readers.source import Chunk, DataError, Source, input_spec

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 
 _GREY = frozenset({"L", "1", "LA"})
 _COLOUR = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"})

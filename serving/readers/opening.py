@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from serving.readers import idx, npy, records
 from serving.readers.source import DataError, Source, Split
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from serving.readers.columns import ColumnChoice, assign_roles
 from serving.readers.decode import PROBE_ROWS, ImageRows, ListRows, NumericRows, RowDecoder
 from serving.readers.source import DataError

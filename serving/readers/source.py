@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from serving.readers.fingerprint import content_fingerprint, stat_fingerprint
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from serving.readers import DataError, Split
 from serving.readers.idx import find_images
 from training.data import Data, load

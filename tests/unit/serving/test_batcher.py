@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from serving.batcher import Batcher
-from serving.bundle import InputSpec
 from serving.engine import Assignments, EngineError, FakeEngine
 from serving.errors import DeadlinePassed, InvalidInput, NotReady, Overloaded
 from serving.limits import BatchLimits
+from serving.manifest import InputSpec
 from serving.metrics import Metrics
 from tests.servers import GatedEngine
 

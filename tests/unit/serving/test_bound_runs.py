@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from serving.bound_runs import BoundRuns, Output
-from serving.bundle import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES, read_bundle
+from serving.bundle import read_bundle
+from serving.manifest import CLUSTER, INPUT_NAME, NOVELTY, PROBABILITIES
 from serving.runtime import open_session
 from tests.bundles import make_bundle, random_rows
 

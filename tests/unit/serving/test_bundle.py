@@ -8,13 +8,13 @@ from serving.bundle import (
     GRAPH_FILE,
     MANIFEST_FILE,
     BundleError,
-    InputSpec,
     find_bundles,
     parse_version,
     read_bundle,
     sha256,
     write_bundle,
 )
+from serving.manifest import InputSpec
 from tests.bundles import make_bundle
 
 

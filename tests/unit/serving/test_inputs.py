@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.bundle import InputSpec
 from serving.errors import InvalidInput
 from serving.inputs import check_dtype, from_bytes, from_numbers
+from serving.manifest import InputSpec
 
 IMAGES = InputSpec(dtype="uint8", shape=(2, 3), meaning="image")
 FEATURES = InputSpec(dtype="float32", shape=(4,), meaning="features")

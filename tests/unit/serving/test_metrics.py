@@ -3,8 +3,8 @@ import threading
 import numpy as np
 import pytest
 
-from serving.bundle import Reference
 from serving.cluster_metrics import MAX_CLUSTER_LABELS, OTHER_CLUSTERS, ClusterTally, share_below
+from serving.manifest import Reference
 from serving.metrics import Metrics
 from serving.models import STATES, ModelState
 

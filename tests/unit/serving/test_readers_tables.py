@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from serving.readers import DataError, open_source, read_all
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training import embedding
 from training.agreement import agree, anchor_loss
 from training.config import TrainingConfig

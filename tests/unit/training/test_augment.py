@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import center_of_mass
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training import augment
 from training.augment import affine, augments, channels_first, to_images, to_rows
 

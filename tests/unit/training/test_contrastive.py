@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training import augment, contrastive, embedding
 from training.augment import view
 from training.config import TrainingConfig

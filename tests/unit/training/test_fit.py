@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training import data
 from training import fit as fit_module
 from training.checkpoint import CheckpointError, read_json

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.config import TrainingConfig
 from training.divergence import DivergedError
 from training.initialise import PRIOR_STD, Start, encode_rows, initialise_gmm, latent_code

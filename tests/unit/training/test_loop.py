@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training import loop
 from training.annealing import scheduled_epoch
 from training.checkpoint import CheckpointError, load_tensors, save_tensors

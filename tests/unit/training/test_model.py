@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributions as D
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.config import TrainingConfig
 from training.model import Baseline, Encoding, NVISAModel
 from training.precision import matrix_products

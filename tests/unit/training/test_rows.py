@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training import rows as rows_module
 from training.config import TrainingConfig
 from training.data import describe

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training import loop, model, stacked_loop
 from training.checkpoint import load_tensors
 from training.config import TrainingConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serving.bundle import InputSpec
+from serving.manifest import InputSpec
 from training.config import TrainingConfig
 from training.loop import _build, _epoch_batches, _train_epoch
 from training.schedule import epoch_generator
