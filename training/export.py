@@ -1,20 +1,14 @@
-"""Export of q(y|x) to a bundle: the ONNX graph, its parity with torch, and the manifest."""
+"""Export of q(y|x) to a bundle: the graph's parity with torch, and the manifest."""
 
 from __future__ import annotations
 
-import copy
-import logging
 import subprocess
-import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
-import torch
-from torch import Tensor, nn
 
 from serving.bundle import BundleError, parse_version, sha256, write_bundle
 from serving.manifest import (
@@ -33,10 +27,8 @@ from training.end_to_end import compose_with
 from training.fitted import Fitted
 from training.half import to_half
 from training.inference import probabilities
-from training.model import NVISAModel
-from training.novelty import SCORE, NoveltyHead, Ranks, calibrate, cost_ratio, novelty, terms
-
-OPSET = 18
+from training.novelty import SCORE, Ranks, calibrate, cost_ratio, novelty
+from training.onnx_graph import OPSET, output_names, to_onnx
 
 
 @dataclass(frozen=True)
@@ -58,67 +50,6 @@ MAX_NOVELTY_DIFFERENCE = 5e-3
 
 class ExportError(ValueError):
     """The model cannot be exported as asked; nothing was written."""
-
-
-class _Assigner(nn.Module):
-    def __init__(self, model: NVISAModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw rows -> probabilities and cluster."""
-        q = self.model(x)
-        return q, q.argmax(-1)
-
-
-class _AssignerWithNovelty(nn.Module):
-    def __init__(self, model: NVISAModel, ranks: Ranks) -> None:
-        super().__init__()
-        self.model = model
-        self.head = NoveltyHead(ranks)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw rows -> probabilities, cluster and novelty."""
-        of_rows = terms(self.model, self.model.preprocess(x))
-        return of_rows.log_q_y.exp(), of_rows.cluster, self.head(of_rows)
-
-
-def to_onnx(fitted: Fitted, ranks: Ranks | None = None) -> bytes:
-    """The graph of q(y|x) with preprocessing inside: ``x (N, *shape)`` -> probabilities, cluster.
-
-    With ``ranks`` it has a third output, novelty.
-    """
-    # A copy: moving the model itself would leave its owner, on a GPU until now, on the CPU.
-    copied = copy.deepcopy(fitted.model).cpu()
-    model = (_Assigner(copied) if ranks is None else _AssignerWithNovelty(copied, ranks)).eval()
-    dtype = getattr(torch, fitted.spec.dtype)
-    example = torch.zeros((2, *fitted.spec.shape), dtype=dtype)
-    # The exporter warns of its own internals; what matters is checked on the graph below.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=[INPUT_NAME],
-            output_names=list(_output_names(ranks)),
-            dynamic_shapes={"x": {0: torch.export.Dim("n", min=1)}},
-        )
-    assert program is not None
-    proto = program.model_proto
-    # Where each node came from in the source: paths of this machine have no place in a bundle.
-    for node in proto.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    onnx.checker.check_model(proto)
-    return proto.SerializeToString()
-
-
-def _output_names(ranks: Ranks | None) -> tuple[str, ...]:
-    return (PROBABILITIES, CLUSTER) if ranks is None else (PROBABILITIES, CLUSTER, NOVELTY)
 
 
 def check_parity(
@@ -256,7 +187,7 @@ def export(
                 )
             )
         ),
-        outputs=_output_names(ranks),
+        outputs=output_names(ranks),
         graph_sha256=sha256(graph),
         opset=opset,
         parity=parity,

@@ -11,9 +11,9 @@ import torch
 from training import NVISA, loop
 from training.config import TrainingConfig
 from training.data import describe
-from training.export import to_onnx
 from training.fit import fit
 from training.loop import _build, _epoch_batches, _train_epoch, train
+from training.onnx_graph import to_onnx
 from training.rows import MappedRows, fetch
 from training.stacked_loop import stacks, train_stacked
 from training.state import Run

@@ -14,10 +14,11 @@ from serving.engine import OnnxEngine
 from training import export as export_module
 from training.config import TrainingConfig
 from training.data import describe
-from training.export import ExportError, check_parity, export, to_onnx
+from training.export import ExportError, check_parity, export
 from training.fit import fit
 from training.inference import probabilities
 from training.novelty import novelty
+from training.onnx_graph import to_onnx
 
 
 def fitted_on(x: np.ndarray):

@@ -11,10 +11,11 @@ import torch
 from training import inference
 from training.config import TrainingConfig
 from training.data import describe
-from training.export import check_parity, to_onnx
+from training.export import check_parity
 from training.fit import fit
 from training.fitted import Fitted
 from training.novelty import novelty
+from training.onnx_graph import to_onnx
 from training.renumber import CLUSTER_PARAMETERS, permute_clusters
 
 ORDER = [2, 0, 3, 1, 4]  # what was cluster 2 becomes cluster 0, ...
