@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,9 +21,11 @@ from serving.loading import BuildEngine, onnx_engine
 from serving.metrics import Metrics
 from serving.model_control import ModelControl
 from serving.port_file import write_ports
+from serving.readiness import Readiness
 from serving.repository import Repository
 from serving.security import Security
 from serving.settings import ServerSettings
+from serving.shutdown import Shutdown
 from serving.start_error import StartError
 from serving.watchdog import Watchdog
 
@@ -72,21 +72,19 @@ class Server:
         self.metrics_port = 0
         self.health_port: int | None = None
         self.started = asyncio.Event()
-        self._phase = self._why_not_ready = "starting"
         self._tracing = tracing or (_start_tracing() if settings.tracing else None)
         try:
             build = build_engine or partial(onnx_engine, gpu=gpu_options(settings))
             self._repository = Repository(settings, self.metrics, build, self._tracing)
         except BundleError as error:
             raise StartError(str(error)) from error
-        self._repository.changed = self._show_ready
         self._control = ModelControl(self._repository, settings, self.metrics)
         self._security = Security(settings, self.metrics)
         self._health = HealthService(SERVICES)
-        self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._readiness = Readiness(self._repository, self._health, self.metrics, link)
+        self._repository.changed = self._readiness.show
+        self._shutdown = Shutdown(settings.drain_seconds, settings.grace_seconds)
         self._draining = asyncio.Event()
-        self._drain_seconds = settings.drain_seconds
 
     async def run(self) -> int:
         """Serve until told to stop; the exit status of the process.
@@ -121,7 +119,7 @@ class Server:
         if self._link is None:
             self._listen(servers)
             http_port = HttpPort(
-                settings.host, settings.metrics_port, self.metrics.registry, lambda: self._why_not_ready
+                settings.host, settings.metrics_port, self.metrics.registry, lambda: self._readiness.why_not
             )
         else:
             http_port = self._link.open(self.metrics, settings.metrics_port)
@@ -135,7 +133,7 @@ class Server:
                 return 0 if await self._drain(grpc_server) else 1
             return 1
         finally:
-            self._enter("stopped")
+            self._readiness.enter("stopped")
             self._health.close()
             watchdog.close()
             for watcher in watchers:
@@ -147,21 +145,16 @@ class Server:
                 await asyncio.to_thread(self._tracing.close)
 
     def stop(self) -> None:
-        """Ask the server to stop gracefully; asked again, it leaves out the wait that it is in."""
-        if self._stop.is_set():
-            self._hurry.set()
-        self._stop.set()
+        """See `Shutdown.ask`."""
+        self._shutdown.ask()
 
     def handle_signals(self) -> None:
-        """SIGTERM stops gracefully, SIGINT without waiting for load balancers; another one hurries it."""
-        loop = asyncio.get_running_loop()
+        """See `Shutdown.handle_signals`."""
+        self._shutdown.handle_signals()
 
-        def interrupted() -> None:
-            self._drain_seconds = 0.0
-            self.stop()
-
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
-        loop.add_signal_handler(signal.SIGINT, interrupted)
+    def is_ready(self) -> bool:
+        """Whether every model is warm, none fails, and the server is not draining."""
+        return not self._readiness.why_not
 
     def _listen(self, servers: Sequence[grpc.aio.Server]) -> None:
         """Bind the gRPC port to the first server, and that for probes to the second if there is one."""
@@ -188,9 +181,9 @@ class Server:
         self, servers: Sequence[grpc.aio.Server], watched: set[asyncio.Future[Any]]
     ) -> bool:
         """Load, then serve until told to stop; False if a background task died before that."""
-        stop, control = asyncio.create_task(self._stop.wait(), name="stop"), None
+        stop, control = asyncio.create_task(self._shutdown.asked(), name="stop"), None
         try:
-            self._enter("loading models")
+            self._readiness.enter("loading models")
             loading = in_thread(self._repository.load)
             waiting: set[asyncio.Future[Any]] = {loading, stop}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -204,7 +197,7 @@ class Server:
             if self._link is not None:
                 self._listen(servers)
                 await self._start(servers)
-            self._enter("")
+            self._readiness.enter("")
             log.info(
                 "ready",
                 extra={
@@ -232,25 +225,12 @@ class Server:
 
     async def _drain(self, grpc_server: grpc.aio.Server) -> bool:
         """Stop taking calls, finish those in flight; whether all were finished."""
-        self._enter("draining")
-        log.info("draining", extra={"drain_seconds": self._drain_seconds})
+        self._readiness.enter("draining")
+        log.info("draining", extra={"drain_seconds": self._shutdown.drain_seconds})
         # Load balancers still send calls until they have seen that we are not ready: answer those.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._hurry.wait(), self._drain_seconds)
-        self._hurry.clear()
+        await self._shutdown.drain()
         self._health.close()
-        finishing = asyncio.create_task(self._finish(grpc_server))
-        hurry = asyncio.create_task(self._hurry.wait())
-        waiting: set[asyncio.Future[Any]] = {finishing, hurry}
-        grace = self.settings.grace_seconds
-        try:
-            await asyncio.wait(waiting, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-            finished = finishing.done()
-            if finished:
-                finishing.result()
-        finally:
-            finishing.cancel()
-            hurry.cancel()
+        finished = await self._shutdown.finish(self._finish(grpc_server))
         log.info("stopped" if finished else "stopped, calls in flight were cut off")
         return finished
 
@@ -261,25 +241,6 @@ class Server:
         await grpc_server.stop(self.settings.grace_seconds + 5)
         await self._control.finished()
         await self._repository.close()
-
-    def is_ready(self) -> bool:
-        """Whether every model is warm, none fails, and the server is not draining."""
-        return not self._why_not_ready
-
-    def _enter(self, phase: str) -> None:
-        """Go on to another part of the server's life; "" is that in which it takes requests."""
-        self._phase = phase
-        self._show_ready()
-
-    def _show_ready(self) -> None:
-        why_not = self._phase or self._repository.why_failing()
-        if why_not == self._why_not_ready:
-            return
-        self._why_not_ready = why_not
-        self._health.set_ready(not why_not)
-        self.metrics.ready.set(not why_not)
-        if self._link is not None:
-            self._link.tell(why_not)
 
 
 def _start_tracing() -> Tracing:
