@@ -114,7 +114,12 @@ class TrainingConfig(BaseModel):
         50, ge=1, description="epochs of the autoencoder (gmm), or with the start's clusters given (umap)"
     )
     gmm_starts: int = Field(
-        10, ge=1, description="starts of the Gaussian mixture, best likelihood kept (umap, gmm)"
+        10, ge=1, description="starts of the Gaussian mixture, one is kept: see gmm_choice (umap, gmm)"
+    )
+    gmm_choice: Literal["likelihood", "even"] = Field(
+        "likelihood",
+        description="which start is kept: likelihood, the likeliest; even, by the log-likelihood a dimension "
+        "less how far the clusters' sizes are from p(y), which has all alike (umap)",
     )
     anchor: float = Field(
         0.0,

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from training.config import EmbeddingMetric, TrainingConfig
 from training.medoid import mean_agreement
-from training.mixture import fit_mixture
+from training.mixture import fit_even_mixture, fit_mixture
 
 COMPONENTS = 50
 DIMENSIONS = 10
@@ -101,7 +101,9 @@ def responsibilities(
     say: Callable[[str], None],
     features: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Clusters of ``x (n, D)`` by PCA, UMAP and the likeliest of several Gaussian mixtures: ``(n, K)``.
+    """Clusters of ``x (n, D)`` by PCA, UMAP and one of several Gaussian mixtures: ``(n, K)``.
+
+    Which, ``gmm_choice`` says: the likeliest, or by `training.mixture.even_score`.
 
     With ``embedding_metric`` cosine, rows of ``x`` count by their direction from the mean row, not by how far
     from it they are. ``features (n, H)``, learned of the same rows, count as much as ``x`` does: the
@@ -119,7 +121,8 @@ def responsibilities(
     for index in range(config.embeddings):
         seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0] >> 1)
         embedding = embed(points, config.n_neighbors, seed)
-        mixture = fit_mixture(embedding, config.n_clusters, config.gmm_starts, seed)
+        choose = fit_even_mixture if config.gmm_choice == "even" else fit_mixture
+        mixture = choose(embedding, config.n_clusters, config.gmm_starts, seed)
         found.append(np.asarray(mixture.predict_proba(embedding)))
         say(f"umap {index + 1}/{config.embeddings}: {len(x)} rows embedded and clustered")
     agreements = mean_agreement([r.argmax(1) for r in found])

@@ -102,6 +102,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         embeddings: int = 5,
         pretrain_epochs: int = 20,
         gmm_starts: int = 10,
+        gmm_choice: str = "likelihood",
         anchor: float = 10.0,
         augment: str | bool = "auto",
         balance: float = 0.0,
@@ -146,6 +147,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.embeddings = embeddings
         self.pretrain_epochs = pretrain_epochs
         self.gmm_starts = gmm_starts
+        self.gmm_choice = gmm_choice
         self.anchor = anchor
         self.augment = augment
         self.balance = balance
