@@ -58,6 +58,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "stage_tolerance": 0.1,
     },
     "contrastive features beside the values": {"contrastive_steps": 936},
+    "clusters of like sizes": {"gmm_choice": "even"},
     "no joint training": {"epochs": 0},
     "enumerated ELBO": {"objective": "elbo"},
     "mean-field q": {"mean_field": True},

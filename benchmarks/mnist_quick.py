@@ -1,12 +1,12 @@
 """MNIST or Fashion-MNIST on two cores, end to end: fit, score, export, serve, and assign by three ways.
 
-``python benchmarks/mnist_quick.py DATA`` fits ``--preset mnist-quick`` to the training images of the IDX
-folder ``DATA`` with seeds 0 to 2 (``--seeds``), scores test and training images, and assigns all test images
-with the first run through the server with tritonclient and with ``nvisa-client``, and offline with
-``nvisa-label``: the answers must be those of ``evaluate``. Each run goes into
-``benchmarks/results/mnist-quick-NAME.json`` when it is scored, and seeds that are there are not fitted again.
+``python benchmarks/mnist_quick.py DATA`` fits ``--preset mnist-quick``, or another, to the training images
+of the IDX folder ``DATA`` with seeds 0 to 2 (``--seeds``), scores test and training images, and assigns all
+test images with the first run through the server with tritonclient and with ``nvisa-client``, and offline
+with ``nvisa-label``: the answers must be those of ``evaluate``. Each run goes into
+``benchmarks/results/PRESET-NAME.json`` when it is scored, and seeds that are there are not fitted again.
 ``--runs RUN ...`` takes runs that were fitted before. ``--contrastive-steps N`` fits so, and writes
-``mnist-quick-NAME-contrastive-N.json``.
+``PRESET-NAME-contrastive-N.json``.
 """
 
 from __future__ import annotations
@@ -51,19 +51,22 @@ np.save(output, np.concatenate(parts))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="folder of MNIST's IDX files")
+    parser.add_argument("--preset", default="mnist-quick", help="as of nvisa-train fit")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="runs fitted before")
     parser.add_argument("--contrastive-steps", type=int, default=0, help="as of nvisa-train fit")
     options = parser.parse_args()
-    steps = options.contrastive_steps
-    data = Path(options.data).name
-    name = data + (f"-contrastive-{steps}" if steps else "")
-    result = read(name, data, steps)
+    settings = ["--preset", options.preset]
+    name = f"{options.preset}-{Path(options.data).name}"
+    if steps := options.contrastive_steps:
+        settings += ["--contrastive-steps", str(steps)]
+        name += f"-contrastive-{steps}"
+    result = read(name, Path(options.data).name, settings)
     there = {entry["seed"] for entry in result["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         seeds = [seed for seed in options.seeds if seed not in there]
-        fits = (fit(work / f"run-{seed}", options.data, seed, steps) for seed in seeds)
+        fits = (fit(work / f"run-{seed}", options.data, seed, settings) for seed in seeds)
         checked = False
         for run in options.runs or fits:
             if not checked:
@@ -77,26 +80,25 @@ def main() -> None:
             print(json.dumps(new))
 
 
-def read(name: str, data: str, steps: int) -> dict[str, Any]:
-    """The result file of a data set and a number of contrastive steps, or an empty one."""
-    path = RESULTS / f"mnist-quick-{name}.json"
+def read(name: str, data: str, settings: list[str]) -> dict[str, Any]:
+    """The result file of a data set and the settings of a fit, or an empty one."""
+    path = RESULTS / f"{name}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     return {
         "data": f"{data}: fitted on training images, scored on test images",
-        "preset": "mnist-quick" + (f", --contrastive-steps {steps}" if steps else ""),
+        "settings": " ".join(settings),
         "runs": runs,
         "rows_that_differ_from_evaluate": {},
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {name: version(name) for name in ("nvisa", "torch", "onnxruntime", "tritonclient")},
-        "command": "python benchmarks/mnist_quick.py DATA"
-        + (f" --contrastive-steps {steps}" if steps else ""),
+        "command": " ".join(["python benchmarks/mnist_quick.py DATA", *settings]),
     }
 
 
 def write(name: str, result: dict[str, Any]) -> None:
     """Write a result file, as soon as a run is scored: the next one takes a quarter of an hour."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"mnist-quick-{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 def check(run: Path, work: Path, data: str) -> dict[str, int]:
@@ -113,11 +115,9 @@ def check(run: Path, work: Path, data: str) -> dict[str, int]:
     return differ
 
 
-def fit(run: Path, data: str, seed: int, steps: int) -> Path:
-    """Fit one seed into directory ``run``, with ``steps`` of contrastive learning."""
-    settings = ["--clusters", "10", "--preset", "mnist-quick", "--seed", str(seed)]
-    if steps:
-        settings += ["--contrastive-steps", str(steps)]
+def fit(run: Path, data: str, seed: int, settings: list[str]) -> Path:
+    """Fit one seed into directory ``run``."""
+    settings = ["--clusters", "10", "--seed", str(seed), *settings]
     subprocess.run([BIN / "nvisa-train", "fit", data, *settings, "--output", run], check=True)
     return run
 

@@ -61,6 +61,16 @@ def quick(result: dict[str, Any]) -> str:
     )
 
 
+def starts(result: dict[str, Any]) -> str:
+    """ACC of the mixture that each choice takes, over the embeddings."""
+    names = [name for name in result["embeddings"][0] if name not in {"encoder", "embedding"}]
+    rows = []
+    for name in names:
+        values = [found[name] for found in result["embeddings"]]
+        rows.append([name, f"{np.mean(values):.3f} ± {np.std(values):.3f}", f"{min(values):.3f}"])
+    return markdown([f"choice of {result['starts']}", "ACC, mean ± std", "least"], rows)
+
+
 def selection(result: dict[str, Any]) -> str:
     """How well each label-free score ranks runs."""
     rows = [
@@ -98,6 +108,8 @@ def serving(result: dict[str, Any]) -> str:
 KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ablation": ablation,
     "mnist-quick": quick,
+    "contrastive-quick": quick,
+    "starts": starts,
     "selection": selection,
     "novelty": novelty,
     "training": training,
