@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from sklearn import config_context
 from sklearn.decomposition import PCA
 
@@ -18,6 +22,8 @@ from training.mixture import fit_even_mixture, fit_mixture
 COMPONENTS = 50
 DIMENSIONS = 10
 EMBEDDED_ROWS = 70_000
+WORKER_IDLE_SECONDS = 5  # then a process ends, and gives its memory back
+PARALLEL_ROWS = 20_000  # of fewer, an embedding takes no longer than a process to start and import UMAP
 LEAST_ROWS = DIMENSIONS + 3
 
 
@@ -111,21 +117,54 @@ def responsibilities(
     one cannot tell apart the other may.
 
     Of ``config.embeddings`` embeddings, the medoid is taken: likelihoods in different spaces do not compare,
-    and a clustering that the others find too is no accident of its seed.
+    and a clustering that the others find too is no accident of its seed. Where there are many rows they are
+    made side by side, in as many processes as torch has threads: UMAP with a seed runs in one thread.
     """
     points = comparable(x, config.embedding_metric, config.seed)
     if features is not None:
         both = points, components(features, config.seed)
         points = np.concatenate([part / np.sqrt(np.square(part).sum(1).mean()) for part in both], axis=1)
     found = []
-    for index in range(config.embeddings):
-        seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0] >> 1)
-        embedding = embed(points, config.n_neighbors, seed)
-        choose = fit_even_mixture if config.gmm_choice == "even" else fit_mixture
-        mixture = choose(embedding, config.n_clusters, config.gmm_starts, seed)
-        found.append(np.asarray(mixture.predict_proba(embedding)))
-        say(f"umap {index + 1}/{config.embeddings}: {len(x)} rows embedded and clustered")
+    for clustering in _clusterings(points, config):
+        found.append(clustering)
+        say(f"umap {len(found)}/{config.embeddings}: {len(x)} rows embedded and clustered")
     agreements = mean_agreement([r.argmax(1) for r in found])
     if len(found) > 1:
         say(f"mean agreement with the other embeddings: {', '.join(f'{a:.3f}' for a in agreements)}")
     return found[int(np.argmax(agreements))]
+
+
+def _clusterings(points: np.ndarray, config: TrainingConfig) -> Iterator[np.ndarray]:
+    """Clusters ``(n, K)`` by each of the embeddings of ``points``, in order, each as soon as it is there."""
+    states = (np.random.SeedSequence((config.seed, index)) for index in range(config.embeddings))
+    seeds = [int(state.generate_state(1)[0] >> 1) for state in states]
+    workers = min(len(seeds), torch.get_num_threads()) if len(points) >= PARALLEL_ROWS else 1
+    tasks = (delayed(_clustering)(points, config, seed, os.getpid()) for seed in seeds)
+    clusterings: Iterator[np.ndarray] = Parallel(
+        workers,
+        backend="loky",
+        return_as="generator",
+        inner_max_num_threads=1,
+        idle_worker_timeout=WORKER_IDLE_SECONDS,
+    )(tasks)
+    return clusterings
+
+
+def _clustering(points: np.ndarray, config: TrainingConfig, seed: int, parent: int) -> np.ndarray:
+    if os.getpid() != parent:
+        _end_with(parent)
+    embedding = embed(points, config.n_neighbors, seed)
+    choose = fit_even_mixture if config.gmm_choice == "even" else fit_mixture
+    mixture = choose(embedding, config.n_clusters, config.gmm_starts, seed)
+    return np.asarray(mixture.predict_proba(embedding))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after ``parent``, which started it: nobody else would, and it has much memory."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

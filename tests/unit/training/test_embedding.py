@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import adjusted_rand_score
 
+from training import embedding
 from training.config import TrainingConfig
 from training.embedding import directions, responsibilities
 
@@ -28,3 +30,20 @@ def test_rows_on_rays_from_the_mean_are_alike_by_cosine(metric, finds_rays):
     config = TrainingConfig(n_clusters=4, initialisation="umap", embedding_metric=metric, gmm_starts=3)
     found = responsibilities(np.concatenate([half, -half]), config, lambda _: None).argmax(1)
     assert (adjusted_rand_score(np.concatenate([ray, ray + 2]), found) > 0.95) is finds_rays
+
+
+def test_of_many_rows_embeddings_are_made_in_processes_and_are_the_same(monkeypatch):
+    # Of three columns UMAP makes no embedding: it is the processes that count here.
+    x = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
+    config = TrainingConfig(n_clusters=3, initialisation="umap", gmm_starts=2, embeddings=3)
+    alone, said = responsibilities(x, config, lambda _: None), []
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(embedding, "PARALLEL_ROWS", len(x))
+    monkeypatch.setattr(embedding, "fit_mixture", None)  # here, not in the processes
+    torch.set_num_threads(2)
+    try:
+        found = responsibilities(x, config, said.append)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_allclose(found, alone, rtol=1e-6, atol=1e-12)
+    assert [line.partition(":")[0] for line in said[:3]] == ["umap 1/3", "umap 2/3", "umap 3/3"]
