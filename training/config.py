@@ -108,8 +108,8 @@ class TrainingConfig(BaseModel):
     embeddings: int = Field(
         1,
         ge=1,
-        description="UMAP embeddings; the one whose clusters agree best with the others' is kept; of 20,000 rows "
-        "or more they are made in as many processes as torch has threads (umap)",
+        description="UMAP embeddings; the one whose clusters agree best with the others' is kept; of 20,000 "
+        "rows or more they are made in as many processes as torch has threads (umap)",
     )
     pretrain_epochs: int = Field(
         50, ge=1, description="epochs of the autoencoder (gmm), or with the start's clusters given (umap)"
