@@ -100,6 +100,17 @@ def training(result: dict[str, Any]) -> str:
     return markdown(["device", "step", "ε", "NVISA", "peers, time over NVISA's"], rows)
 
 
+def restarts(result: dict[str, Any]) -> str:
+    """Wall-clock time of restarts, one after the other and stacked."""
+    rows = []
+    for entry in result["seconds an epoch of all restarts: wall clock, processor"]:
+        one_by_one, stacked = entry["sequential"][0], entry["stacked"][0]
+        hidden = ", ".join(map(str, entry["hidden"]))
+        ratio = f"{one_by_one / stacked:.2f} ×"
+        rows.append([str(entry["threads"]), hidden, f"{one_by_one:.2f}", f"{stacked:.2f}", ratio])
+    return markdown(["threads", "hidden layers", "one after the other, s", "stacked, s", "ratio"], rows)
+
+
 def serving(result: dict[str, Any]) -> str:
     """Servers beside each other, and ours beside what it should be."""
     return serving_table.render(result, markdown)
@@ -113,6 +124,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "selection": selection,
     "novelty": novelty,
     "training": training,
+    "restarts": restarts,
     "serving": serving,
 }
 
