@@ -27,7 +27,7 @@ from sklearn.mixture import GaussianMixture
 from training.config import TrainingConfig, load_preset
 from training.contrastive import contrast, contrastive_features
 from training.data import Data, load
-from training.embedding import components, embed
+from training.embedding import components, embed, side_by_side
 from training.medoid import mean_agreement
 from training.mixture import even_score, fit_mixture
 from training.model import NVISAModel
@@ -49,7 +49,7 @@ def main() -> None:
     data = load(options.data, labels=True)
     name = Path(options.data).name + (f"-contrastive-{steps}" if (steps := options.contrastive_steps) else "")
     options.work.mkdir(parents=True, exist_ok=True)
-    pixels = scaled(components(data.x.reshape(len(data.x), -1).astype(np.float32) / 255, 0))
+    pixels = components(data.x.reshape(len(data.x), -1).astype(np.float32) / 255, 0)
     found = []
     for seed in options.seeds if steps else [0]:
         for turn in range(options.embeddings):
@@ -68,11 +68,6 @@ def main() -> None:
     (RESULTS / f"starts-{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-def scaled(points: np.ndarray) -> np.ndarray:
-    """Points ``(n, D)`` with a mean square of 1 from their centre, as `training.embedding` has them."""
-    return points / np.sqrt(np.square(points).sum(1).mean())
-
-
 def embedding(path: Path, data: Data, pixels: np.ndarray, seed: int, turn: int, steps: int) -> np.ndarray:
     """Embedding ``(n, 10)`` number ``turn`` of pixels and encoder ``seed``'s features, kept at ``path``."""
     if not path.exists():
@@ -81,8 +76,8 @@ def embedding(path: Path, data: Data, pixels: np.ndarray, seed: int, turn: int, 
             kept = path.with_name(path.name.replace(f"-{turn}.npy", ".npz"))
             if not kept.exists():
                 np.savez(kept, f=features(data, seed, steps).astype(np.float16))
-            parts.append(scaled(components(np.load(kept)["f"].astype(np.float32), 0)))
-        np.save(path, embed(np.concatenate(parts, 1), 20, turn).astype(np.float32))
+            parts.append(components(np.load(kept)["f"].astype(np.float32), 0))
+        np.save(path, embed(side_by_side(*parts), 20, turn).astype(np.float32))
     return np.asarray(np.load(path), np.float64)
 
 

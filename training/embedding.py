@@ -52,6 +52,11 @@ def comparable(x: np.ndarray, metric: EmbeddingMetric, seed: int) -> np.ndarray:
     return components(directions(x, x.mean(0)) if metric == "cosine" else x, seed)
 
 
+def side_by_side(*parts: np.ndarray) -> np.ndarray:
+    """Centred points ``(n, D_i)`` next to each other, each with a mean square of 1: ``(n, sum of D_i)``."""
+    return np.concatenate([part / np.sqrt(np.square(part).sum(1).mean()) for part in parts], axis=1)
+
+
 def embed(x: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
     """UMAP embedding of points in 10 dimensions, minimum distance 0.
 
@@ -122,8 +127,7 @@ def responsibilities(
     """
     points = comparable(x, config.embedding_metric, config.seed)
     if features is not None:
-        both = points, components(features, config.seed)
-        points = np.concatenate([part / np.sqrt(np.square(part).sum(1).mean()) for part in both], axis=1)
+        points = side_by_side(points, components(features, config.seed))
     found = []
     for clustering in _clusterings(points, config):
         found.append(clustering)

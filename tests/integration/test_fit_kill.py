@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +104,54 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(data, tmp_pa
     assert process.stderr.endswith(f"File too large: {kept}; make room and go on with --resume\n")
     assert kept.read_bytes() == before
     assert "resumed at epoch 3" in run(*arguments, "--epochs", "6", "--resume")
+
+
+SLOW_START = """
+import numpy as np, torch
+from training import embedding
+from training.config import TrainingConfig
+torch.set_num_threads(2)
+embedding.PARALLEL_ROWS = 0
+config = TrainingConfig(n_clusters=10, initialisation="umap", embeddings=2, gmm_starts=100_000)
+embedding.responsibilities(np.random.default_rng(0).random((2_000, 4)), config, print)
+"""
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(
+        ["pgrep", "-f", "-P", str(pid), "LokyProcess"], stdout=subprocess.PIPE, check=False
+    )
+    return [int(child) for child in found.stdout.split()]
+
+
+def runs(pid: int) -> bool:
+    """Whether it is there, and no mere zombie that nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def await_that(holds: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.2)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("pgrep") is None, reason="needs Linux's /proc, and pgrep"
+)
+def test_processes_that_embed_end_with_a_fit_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", SLOW_START]) as start:
+        try:
+            await_that(lambda: len(children(start.pid)) == 2, "no two processes")
+            workers = children(start.pid)
+            time.sleep(5)  # in which they begin
+        finally:
+            start.kill()
+    try:
+        await_that(lambda: not any(runs(pid) for pid in workers), "they were left behind")
+    finally:
+        for pid in filter(runs, workers):
+            os.kill(pid, signal.SIGKILL)
