@@ -5,8 +5,8 @@ of the IDX folder ``DATA`` with seeds 0 to 2 (``--seeds``), scores test and trai
 test images with the first run through the server with tritonclient and with ``nvisa-client``, and offline
 with ``nvisa-label``: the answers must be those of ``evaluate``. Each run goes into
 ``benchmarks/results/PRESET-NAME.json`` when it is scored, and seeds that are there are not fitted again.
-``--runs RUN ...`` takes runs that were fitted before. ``--contrastive-steps N`` fits so, and writes
-``PRESET-NAME-contrastive-N.json``.
+``--runs RUN ...`` takes runs that were fitted before. ``--contrastive-steps N`` and ``--embed-pixels`` fit
+so, and write ``PRESET-NAME-contrastive-N.json`` and ``PRESET-NAME-embed-pixels.json``.
 """
 
 from __future__ import annotations
@@ -55,12 +55,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="runs fitted before")
     parser.add_argument("--contrastive-steps", type=int, default=0, help="as of nvisa-train fit")
+    parser.add_argument("--embed-pixels", action="store_true", help="as of nvisa-train fit")
     options = parser.parse_args()
     settings = ["--preset", options.preset]
     name = f"{options.preset}-{Path(options.data).name}"
     if steps := options.contrastive_steps:
         settings += ["--contrastive-steps", str(steps)]
         name += f"-contrastive-{steps}"
+    if options.embed_pixels:
+        settings.append("--embed-pixels")
+        name += "-embed-pixels"
     result = read(name, Path(options.data).name, settings)
     there = {entry["seed"] for entry in result["runs"]}
     with tempfile.TemporaryDirectory() as folder:

@@ -3,8 +3,8 @@
 ``python benchmarks/starts.py DATA --contrastive-steps 936 --work WORK`` trains an encoder for each of
 ``--seeds``, embeds the training images of the IDX folder ``DATA`` by pixels and features ``--embeddings``
 times, fits ``--starts`` mixtures to each embedding, and writes ``benchmarks/results/starts-NAME.json``.
-Without contrastive steps pixels alone are embedded. In ``WORK`` features and embeddings are kept for the next
-time. Labels score the training rows and touch nothing else.
+Without contrastive steps pixels alone are embedded, with ``--no-pixels`` features alone. In ``WORK`` features
+and embeddings are kept for the next time. Labels score the training rows and touch nothing else.
 """
 
 from __future__ import annotations
@@ -41,19 +41,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="folder of IDX files")
     parser.add_argument("--contrastive-steps", type=int, default=0)
+    parser.add_argument("--no-pixels", action="store_true", help="embed features alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(20, 26)), help="of encoders")
     parser.add_argument("--embeddings", type=int, default=2, help="of each encoder's features")
     parser.add_argument("--starts", type=int, default=40, help="mixtures of each embedding")
     parser.add_argument("--work", type=Path, required=True, help="where features and embeddings are kept")
     options = parser.parse_args()
+    steps = options.contrastive_steps
+    if options.no_pixels and not steps:
+        parser.error("without contrastive steps there are pixels alone: leave out --no-pixels")
     data = load(options.data, labels=True)
-    name = Path(options.data).name + (f"-contrastive-{steps}" if (steps := options.contrastive_steps) else "")
+    encoders = Path(options.data).name + (f"-contrastive-{steps}" if steps else "")
+    name = encoders + ("-no-pixels" if options.no_pixels else "")
     options.work.mkdir(parents=True, exist_ok=True)
     pixels = components(data.x.reshape(len(data.x), -1).astype(np.float32) / 255, 0)
     found = []
     for seed in options.seeds if steps else [0]:
+        parts = [] if options.no_pixels else [pixels]
+        if steps:
+            parts.append(learned(options.work / f"{encoders}-{seed}.npz", data, seed, steps))
         for turn in range(options.embeddings):
-            points = embedding(options.work / f"{name}-{seed}-{turn}.npy", data, pixels, seed, turn, steps)
+            points = embedding(options.work / f"{name}-{seed}-{turn}.npy", parts, turn)
             found.append({"encoder": seed, "embedding": turn, **choices(points, data, options.starts, turn)})
             print(json.dumps(found[-1]), flush=True)
     result = {
@@ -68,17 +76,18 @@ def main() -> None:
     (RESULTS / f"starts-{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-def embedding(path: Path, data: Data, pixels: np.ndarray, seed: int, turn: int, steps: int) -> np.ndarray:
-    """Embedding ``(n, 10)`` number ``turn`` of pixels and encoder ``seed``'s features, kept at ``path``."""
+def embedding(path: Path, parts: list[np.ndarray], turn: int) -> np.ndarray:
+    """Embedding ``(n, 10)`` number ``turn`` of points ``(n, D_i)`` side by side, kept at ``path``."""
     if not path.exists():
-        parts = [pixels]
-        if steps:
-            kept = path.with_name(path.name.replace(f"-{turn}.npy", ".npz"))
-            if not kept.exists():
-                np.savez(kept, f=features(data, seed, steps).astype(np.float16))
-            parts.append(components(np.load(kept)["f"].astype(np.float32), 0))
         np.save(path, embed(side_by_side(*parts), 20, turn).astype(np.float32))
     return np.asarray(np.load(path), np.float64)
+
+
+def learned(path: Path, data: Data, seed: int, steps: int) -> np.ndarray:
+    """Principal components ``(n, 50)`` of encoder ``seed``'s features, which are kept at ``path``."""
+    if not path.exists():
+        np.savez(path, f=features(data, seed, steps).astype(np.float16))
+    return components(np.load(path)["f"].astype(np.float32), 0)
 
 
 def features(data: Data, seed: int, steps: int) -> np.ndarray:

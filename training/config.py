@@ -105,6 +105,10 @@ class TrainingConfig(BaseModel):
         description="steps, of 512 images each, of contrastive learning of the encoder, whose features are "
         "then embedded beside the images' values (umap; images of at least 16 pixels a side only)",
     )
+    embed_pixels: bool = Field(
+        True,
+        description="embed the images' values beside what contrastive_steps found, or that alone (umap)",
+    )
     embeddings: int = Field(
         1,
         ge=1,

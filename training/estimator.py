@@ -99,6 +99,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         n_neighbors: int = 20,
         embedding_metric: str = "euclidean",
         contrastive_steps: int = 0,
+        embed_pixels: bool = True,
         embeddings: int = 5,
         pretrain_epochs: int = 20,
         gmm_starts: int = 10,
@@ -144,6 +145,7 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         self.n_neighbors = n_neighbors
         self.embedding_metric = embedding_metric
         self.contrastive_steps = contrastive_steps
+        self.embed_pixels = embed_pixels
         self.embeddings = embeddings
         self.pretrain_epochs = pretrain_epochs
         self.gmm_starts = gmm_starts

@@ -139,8 +139,9 @@ def initialise_umap(
     """Cluster a UMAP embedding of the rows, and train the model with those clusters given.
 
     At most 70,000 evenly spread rows are embedded, by their values and, of images, with
-    ``contrastive_steps``, by what the encoder has first learned of them. See `training.embedding`,
-    `training.contrastive` and `training.agreement`. Parameters and errors as for `initialise_gmm`.
+    ``contrastive_steps``, by what the encoder has first learned of them; without ``embed_pixels`` by that
+    alone. See `training.embedding`, `training.contrastive` and `training.agreement`. Parameters and errors
+    as for `initialise_gmm`.
     """
     chosen = rows[:: -(-len(rows) // EMBEDDED_ROWS)]
     values = torch.cat([model.preprocess(part).cpu() for part in _parts(chosen)]).numpy()

@@ -168,6 +168,20 @@ def test_features_count_as_much_as_values_whatever_their_scale(monkeypatch):
     np.testing.assert_allclose(distances / distances.max(), own / own.max(), atol=1e-9)
 
 
+def test_without_pixels_features_are_embedded_alone_where_there_are_any(monkeypatch):
+    embedded = []
+    monkeypatch.setattr(embedding, "embed", lambda points, *_: embedded.append(points) or points)
+    random = np.random.default_rng(0)
+    x, features = random.standard_normal((60, 6)), random.standard_normal((60, 4))
+    settings = config(embed_pixels=False)
+    responsibilities(x, settings, lambda _: None, features)
+    responsibilities(x, settings, lambda _: None)
+    for points, own in zip(embedded, (features, x), strict=True):
+        assert points.shape == own.shape
+        # Principal components of as many dimensions are a rotation: distances stay.
+        np.testing.assert_allclose(points @ points.T, (own - own.mean(0)) @ (own - own.mean(0)).T, atol=1e-9)
+
+
 def test_what_is_not_finite_is_told(images, monkeypatch):
     monkeypatch.setattr(contrastive, "LEARNING_RATE", math.inf)
     with pytest.raises(DivergedError, match="contrastive learning diverged"):
