@@ -21,8 +21,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## fit, export, serve, assign and label scikit-learn's digits; pictures in demo/
 	$(BIN)/python demo.py
 
+# In order: files with few tests, which otherwise come last, are the slow ones, and one would be waited for.
 test: $(INSTALLED) ## all tests; ARGS="-k batcher" picks some
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-chaos: $(INSTALLED) ## servers under load while something breaks; CHAOS_SECONDS=30 for each fault
 	NVISA_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m pytest tests/chaos $(ARGS)
