@@ -2,7 +2,7 @@
 
 ``python benchmarks/starts.py DATA --contrastive-steps 936 --work WORK`` trains an encoder for each of
 ``--seeds``, embeds the training images of the IDX folder ``DATA`` by pixels and features ``--embeddings``
-times, fits ``--starts`` mixtures to each embedding, and writes ``benchmarks/results/starts-NAME.json``.
+times, fits ``--starts`` mixtures to each embedding, and writes ``benchmarks/results/starts/NAME.json``.
 Without contrastive steps pixels alone are embedded, with ``--no-pixels`` features alone. In ``WORK`` features
 and embeddings are kept for the next time. Labels score the training rows and touch nothing else.
 """
@@ -33,7 +33,7 @@ from training.mixture import even_score, fit_mixture
 from training.model import NVISAModel
 from training.scores import accuracy
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "starts"
 AGREEMENT_ROWS = 8_000  # the first so many, for the medoid
 
 
@@ -73,7 +73,8 @@ def main() -> None:
         "command": "python benchmarks/starts.py "
         + shlex.join(sys.argv[1:]).replace(options.data, "DATA").replace(str(options.work), "WORK"),
     }
-    (RESULTS / f"starts-{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 def embedding(path: Path, parts: list[np.ndarray], turn: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """README's tables, from the committed results: ``python benchmarks/tables.py`` writes them into README.md.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, NAME being a result file's name without
-its ending. ``paper`` stands for what ``nvisa-train paper --output benchmarks/results/paper`` has made. A test
-checks that README is up to date.
+its ending. ``paper`` stands for what ``nvisa-train paper --output benchmarks/results/paper`` has made, and
+``starts`` for all that ``starts.py`` has. A test checks that README is up to date.
 """
 
 from __future__ import annotations
@@ -61,16 +61,6 @@ def quick(result: dict[str, Any]) -> str:
     )
 
 
-def starts(result: dict[str, Any]) -> str:
-    """ACC of the mixture that each choice takes, over the embeddings."""
-    names = [name for name in result["embeddings"][0] if name not in {"encoder", "embedding"}]
-    rows = []
-    for name in names:
-        values = [found[name] for found in result["embeddings"]]
-        rows.append([name, f"{np.mean(values):.3f} ± {np.std(values):.3f}", f"{min(values):.3f}"])
-    return markdown([f"choice of {result['starts']}", "ACC, mean ± std", "least"], rows)
-
-
 def selection(result: dict[str, Any]) -> str:
     """How well each label-free score ranks runs."""
     rows = [
@@ -120,7 +110,6 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ablation": ablation,
     "mnist-quick": quick,
     "contrastive-quick": quick,
-    "starts": starts,
     "selection": selection,
     "novelty": novelty,
     "training": training,
@@ -141,12 +130,33 @@ def paper() -> str:
     return "\n".join(found) or "No runs are committed yet.\n"
 
 
+def starts() -> str:
+    """ACC of the mixture that each choice takes, over the embeddings of each kind."""
+    rows: list[list[str]] = []
+    choices: list[str] = []
+    for path in sorted((RESULTS / "starts").glob("*.json")):
+        result = json.loads(path.read_text())
+        found = result["embeddings"]
+        choices = [name for name in found[0] if name not in {"encoder", "embedding"}]
+        name, *contrast = path.stem.split("-contrastive-")
+        embedded = "pixels" if not contrast else "features" if "no-pixels" in contrast[0] else "both"
+        cells = []
+        for choice in choices:
+            values = [each[choice] for each in found]
+            cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f} ({min(values):.3f})")
+        rows.append([name, embedded, f"{len(found)} × {result['starts']}", *cells])
+    return markdown(["training images", "embedded", "embeddings × mixtures", *choices], rows)
+
+
 def table(name: str) -> str:
-    """Table of result file ``name``, or all of the paper's."""
-    if name == "paper":
-        return paper()
+    """Table of result file ``name``, or of all that a folder's name stands for."""
+    if name in FOLDERS:
+        return FOLDERS[name]()
     kind = next(kind for kind in KINDS if name.startswith(kind))
     return KINDS[kind](json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+FOLDERS: dict[str, Callable[[], str]] = {"paper": paper, "starts": starts}
 
 
 def with_tables(readme: str) -> str:

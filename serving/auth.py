@@ -12,6 +12,7 @@ import grpc
 from serving.errors import Forbidden, ServingError, Unauthenticated, status_of
 from serving.metrics import Metrics
 from serving.reloading import Reloaded
+from serving.request_ids import METADATA_KEY, id_in_metadata, new_id
 from serving.tokens import Role, Tokens
 
 log = logging.getLogger(__name__)
@@ -83,12 +84,15 @@ class Authenticator(grpc.aio.ServerInterceptor):
     def _refusal(self, method: str, error: ServingError) -> grpc.RpcMethodHandler:
         async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> None:
             start = time.perf_counter()
-            status = status_of(error, method)
+            call_id = id_in_metadata(context) or new_id()
+            status = status_of(error, method, call_id)
+            seconds = time.perf_counter() - start
             if method in self._methods:  # a caller cannot make new labels
-                self._metrics.answered(method, status.code.name, time.perf_counter() - start)
+                self._metrics.answered(method, status.code.name, seconds)
             call = {"method": method[:128], "code": status.code.name, "why": status.message}
-            log.debug("call", extra=call | {"peer": context.peer()})
-            await context.abort(status.code, status.message)
+            call |= {"request_id": call_id, "peer": context.peer()}
+            log.debug("call", extra=call | {"seconds": round(seconds, 6)})
+            await context.abort(status.code, status.message, ((METADATA_KEY, call_id),))
 
         # A handler of streams, whatever the method is: it is called before any message has come in, so the
         # request of a caller without a token is neither received whole, nor read, nor queued.

@@ -13,6 +13,9 @@ from serving.addresses import target_is_local
 
 Option = tuple[str, str | int]
 
+# Those of `serving.tokens.Role`, which wants packages of the server.
+_ROLES = (b"inference:", b"admin:")
+
 
 class SecurityError(ValueError):
     """A certificate or token cannot be used, or would be sent in plaintext; the message says what to do."""
@@ -154,6 +157,11 @@ class TokenSource:
 
 def _bearer(content: bytes, origin: str) -> tuple[tuple[str, str], ...]:
     words = content.split()
+    if words and words[0].startswith(_ROLES):
+        raise SecurityError(
+            f"{origin}: begins with a role, as lines of the server's file do; a client has the token alone, "
+            "what follows the colon"
+        )
     if len(words) != 1 or not all(0x21 <= byte <= 0x7E for byte in words[0]):
         raise SecurityError(
             f"{origin}: {len(words)} words; a client has one token and nothing else there, printable ASCII "

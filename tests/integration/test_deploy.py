@@ -7,6 +7,7 @@ import sys
 import tomllib
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -23,12 +24,13 @@ ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SERVER = ["base", "overlays/gpu"]
-ALL = [*SERVER, "label-job", "bundle-loader"]
+ALL = [*SERVER, "label-job", "bundle-loader", "data-loader"]
 COMPONENTS = [
     "components/service-monitor",
     "components/alerts",
     "components/security",
     "components/mutual-tls",
+    "components/tracing",
 ]
 WORKLOADS = {"Deployment", "Job", "Pod"}
 # What deploy/README.md promises, and the newest version that kubernetes-validate has the schemas of.
@@ -176,7 +178,7 @@ def test_selectors_find_the_servers_pods_and_nothing_else(name):
     deployment, service = only(name, "Deployment"), only(name, "Service")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     job_labels = only("label-job", "Job")["spec"]["template"]["metadata"]["labels"]
-    loader_labels = only("bundle-loader", "Pod")["metadata"]["labels"]
+    loaders = [only(loader, "Pod")["metadata"]["labels"] for loader in ("bundle-loader", "data-loader")]
     selectors = [
         deployment["spec"]["selector"]["matchLabels"],
         service["spec"]["selector"],
@@ -190,7 +192,7 @@ def test_selectors_find_the_servers_pods_and_nothing_else(name):
     for selector in selectors:
         assert matches(selector, labels)
         assert not matches(selector, job_labels)
-        assert not matches(selector, loader_labels)
+        assert not any(matches(selector, loader_labels) for loader_labels in loaders)
     assert service["spec"]["clusterIP"] == "None"
     ports = {port["name"] for port in pods(name)[0]["containers"][0]["ports"]}
     assert {port["targetPort"] for port in service["spec"]["ports"]} == ports
@@ -324,6 +326,40 @@ def test_the_secured_server_reads_mounted_secrets_and_is_probed_in_plaintext(
     assert "appProtocol" not in next(
         port for port in by_kind["Service"]["spec"]["ports"] if port["name"] == "grpc"
     )
+
+
+def test_the_data_loader_is_another_pod_with_what_the_job_mounts():
+    bundle, data = only("bundle-loader", "Pod"), only("data-loader", "Pod")
+    assert bundle["metadata"]["name"] != data["metadata"]["name"]
+    [mount], [volume] = data["spec"]["containers"][0]["volumeMounts"], data["spec"]["volumes"]
+    [job] = pod_of(only("label-job", "Job"))["containers"]
+    assert mount in job["volumeMounts"]
+    assert volume in pod_of(only("label-job", "Job"))["volumes"]
+
+
+@pytest.mark.parametrize("name", SERVER)
+def test_traces_are_on_and_let_out_of_the_pod(tmp_path, monkeypatch, name):
+    overlay = {
+        "resources": [os.path.relpath(KUBERNETES / name, tmp_path)],
+        "components": [os.path.relpath(KUBERNETES / "components/tracing", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    by_kind = {document["kind"]: document for document in kustomize(tmp_path)}
+    for kind in ("Deployment", "NetworkPolicy"):
+        kubernetes_validate.validate(by_kind[kind], OLDEST, strict=True)
+    [container] = pod_of(by_kind["Deployment"])["containers"]
+    for each in container["env"]:
+        monkeypatch.setenv(each["name"], each["value"])
+    assert load_settings(ServerSettings, container["args"]).tracing
+    collector = urlsplit(os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    names, spans = by_kind["NetworkPolicy"]["spec"]["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    [to] = spans["to"]
+    assert to["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": collector.hostname.partition(".")[2]
+    }
+    assert spans["ports"] == [{"port": collector.port}]
+    assert by_kind["NetworkPolicy"]["spec"]["ingress"] == only(name, "NetworkPolicy")["spec"]["ingress"]
 
 
 def test_the_readme_names_only_what_is_there():

@@ -95,7 +95,8 @@ def server(repository, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exposed(server):
     """Names of the samples that the server shows, and the labels of each."""
-    labels = {"up": set()}  # Prometheus' own
+    # Prometheus' own, and the supervisor's, which tests/integration/test_workers.py reads.
+    labels = {"up": set(), "nvisa_worker_restarts_total": set()}
     for family in text_string_to_metric_families(server.get("/metrics")[1]):
         for sample in family.samples:
             labels.setdefault(sample.name, set()).update(sample.labels)

@@ -110,6 +110,12 @@ def refusal(call):
     return caught.value.code(), caught.value.details()
 
 
+def id_of_refusal(call):
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return dict(caught.value.trailing_metadata())["x-request-id"]
+
+
 def outcome(call):
     try:
         call()
@@ -164,6 +170,15 @@ def test_every_method_asks_for_a_token(channel, method):
     token = ADMIN if method.rpartition("/")[2] in ADMINISTRATION else INFERENCE
     answers = (CODE.OK, CODE.NOT_FOUND, CODE.FAILED_PRECONDITION)
     assert outcome(lambda: call(b"", metadata=bearer(token), timeout=TIMEOUT)) in answers
+
+
+def test_a_call_without_a_token_has_an_id_all_the_same(channel):
+    call = channel.unary_unary("/nvisa.v1.ClusterService/ListModels")
+    ids = {id_of_refusal(lambda: call(b"", timeout=TIMEOUT)) for _ in range(2)}
+    assert len(ids) == 2
+    assert all(ids)
+    mine = (("x-request-id", "mine-1"),)
+    assert id_of_refusal(lambda: call(b"", metadata=mine, timeout=TIMEOUT)) == "mine-1"
 
 
 def test_loading_and_unloading_take_the_role_admin(channel):

@@ -7,6 +7,7 @@ import pytest
 
 from serving.client import ClusterClient, ClusterServiceError, Security, SecurityError
 from serving.client.security import TokenSource
+from serving.tokens import Role
 from tests.certificates import Authority, put
 
 TOKEN = "0123456789abcdef"
@@ -52,6 +53,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path, authority):
         (Security(token_file=garbage), "2 words"),
         (Security(token=""), "0 words"),
         (Security(token="two words"), "2 words"),
+        *((Security(token=f"{role}:{TOKEN}"), "begins with a role") for role in Role),
+        (Security(token=f"admin:{TOKEN}\ninference:another-token-123"), "begins with a role"),
         (Security(token=TOKEN, token_file=none), "both token and token_file"),
     ):
         with pytest.raises(SecurityError, match=says):
