@@ -44,6 +44,7 @@ def open_for_model(
     label_column: str | None,
     id_columns: tuple[str, ...],
     feature_columns: tuple[str, ...],
+    resize: bool,
 ) -> Source:
     """Open the data set at ``path``, to have its rows assigned by a model that takes ``spec``.
 
@@ -53,7 +54,7 @@ def open_for_model(
         What to call the model in messages.
     novelty
         Whether the model says novelty.
-    split, label_column, id_columns, feature_columns
+    split, label_column, id_columns, feature_columns, resize
         See `serving.readers.open_source`.
 
     Raises
@@ -74,6 +75,7 @@ def open_for_model(
         feature_columns=feature_columns,
         read_labels=False,
         expected=spec,
+        resize=resize,
     )
     found = source.input
     if (found.dtype, found.shape) != (spec.dtype, spec.shape):

@@ -214,7 +214,11 @@ def features(arguments: Sequence[str]) -> None:
 
     settings = load_settings(FeaturesSettings, arguments)
     source = data.open_data(
-        settings.images, split=settings.split, label_column=settings.label_column, labels=True
+        settings.images,
+        split=settings.split,
+        label_column=settings.label_column,
+        labels=True,
+        side=settings.resize,
     )
     size = (settings.size, settings.size) if settings.size is not None else None
     asked = Asked(size=size, mean=settings.mean, std=settings.std, tensor=settings.tensor)

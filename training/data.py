@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.bundle import sha256
 from serving.manifest import InputSpec
-from serving.readers import Source, Split, open_source, read_all
+from serving.readers import DataError, Source, Split, open_source, read_all
 from serving.readers.arrays import ArraySource
 from serving.readers.source import input_spec
 from training.memory import free_ram
@@ -51,7 +51,12 @@ class Data:
 
 
 def open_data(
-    source: str, *, split: Split = "train", label_column: str | None = None, labels: bool = False
+    source: str,
+    *,
+    split: Split = "train",
+    label_column: str | None = None,
+    labels: bool = False,
+    side: int | None = None,
 ) -> Source:
     """Open a data set, to be read in chunks.
 
@@ -65,15 +70,27 @@ def open_data(
         Column of labels in a Parquet or CSV file, which is therefore no feature.
     labels
         Read the labels, to score with. A fit leaves them unread.
+    side
+        Height and width that encoded images are brought to, in colour.
 
     Raises
     ------
     DataError
-        If the source is missing, damaged or empty.
+        If the source is missing, damaged or empty, or has no encoded images and ``side`` is given.
     """
+    resized = input_spec("uint8", (side, side, 3)) if side is not None else None
     if source == "digits":
+        if resized is not None:
+            raise DataError("digits are no encoded images, so there is nothing to resize")
         return _digits(labels)
-    return open_source(Path(source), split=split, label_column=label_column, read_labels=labels)
+    return open_source(
+        Path(source),
+        split=split,
+        label_column=label_column,
+        read_labels=labels,
+        expected=resized,
+        resize=resized is not None,
+    )
 
 
 def load(

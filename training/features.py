@@ -159,8 +159,8 @@ def _unreadable(source: Source, chunk: Chunk) -> str:
     last = chunk.start + len(chunk) - 1
     return (
         f"{source.path}: {len(bad)} of the rows {chunk.start} to {last} cannot be read: "
-        f"{'; '.join(shown)}{more}; go on without them with --resume --drop-unreadable, or repair them and "
-        "begin anew"
+        f"{'; '.join(shown)}{more}; go on without them with --resume --drop-unreadable, or repair them "
+        "(--resize brings all to one size) and begin anew"
     )
 
 

@@ -113,6 +113,12 @@ class FeaturesSettings(LayeredSettings):
     )
     split: Literal["train", "test"] = Field("train", description="part of a folder that has both")
     label_column: str | None = Field(None, description=_LABELS + "; carried over, as the column label")
+    resize: int | None = Field(
+        None,
+        ge=1,
+        description="side to which images of all sizes are brought first, bilinearly; without it they must "
+        "be of one size, which the exported graph then takes",
+    )
     size: int | None = Field(
         None, ge=1, description="side of the images the backbone gets, where its graph leaves it open"
     )

@@ -77,6 +77,7 @@ def assign_file(
     label_column: str | None = None,
     id_columns: tuple[str, ...] = (),
     feature_columns: tuple[str, ...] = (),
+    resize: bool = False,
 ) -> Assigned:
     """Assign every row of a data set; all of them by one version of the model.
 
@@ -98,6 +99,7 @@ def assign_file(
         label_column=label_column,
         id_columns=id_columns,
         feature_columns=feature_columns,
+        resize=resize,
     )
 
     def assign(x: np.ndarray) -> Labels:

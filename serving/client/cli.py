@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     assign.add_argument("--label-column", help="column to keep out of the features")
     assign.add_argument("--id-columns", type=_names, default=(), help="a,b: columns to hand through")
     assign.add_argument("--feature-columns", type=_names, default=(), help="a,b: columns that make up a row")
+    assign.add_argument(
+        "--resize", action="store_true", help="bring images of other sizes to the model's, bilinearly"
+    )
     _command(commands, "models", _models, "list the models on the server")
     health = _command(
         commands, "health", _health, "tell whether the server is alive and ready; exit status 1 if not ready"
@@ -129,6 +132,7 @@ def _assign(client: ClusterClient, options: argparse.Namespace) -> int:
         label_column=options.label_column,
         id_columns=options.id_columns,
         feature_columns=options.feature_columns,
+        resize=options.resize,
     )
     if options.output is not None:
         write_table(done.table, options.output)

@@ -83,6 +83,7 @@ def run_job(settings: LabelSettings, check_stop: Callable[[], None] = lambda: No
         label_column=settings.label_column,
         id_columns=settings.id_columns,
         feature_columns=settings.feature_columns,
+        resize=settings.resize,
     )
     _ = source.stat_fingerprint  # as it is now, before it is read
     plan, is_new = _settle_plan(settings, make_plan(settings, source, bundle.manifest))

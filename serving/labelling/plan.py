@@ -50,6 +50,7 @@ class PlanInput(_Part):
     label_column: str | None
     id_columns: tuple[str, ...]
     feature_columns: tuple[str, ...]
+    resize: bool = False
 
 
 class PlanModel(_Part):
@@ -89,6 +90,7 @@ def make_plan(settings: LabelSettings, source: Source, manifest: Manifest) -> Pl
             label_column=settings.label_column,
             id_columns=settings.id_columns,
             feature_columns=settings.feature_columns,
+            resize=settings.resize,
         ),
         model=PlanModel(name=manifest.name, version=manifest.version, graph_sha256=manifest.graph_sha256),
         rows_per_shard=settings.rows_per_shard or DEFAULT_ROWS_PER_SHARD,

@@ -65,6 +65,9 @@ class LabelSettings(LayeredSettings):
     id_columns: Names = Field((), description="a,b: columns to hand through to the output")
     label_column: str | None = Field(None, description="column to keep out of the features")
     feature_columns: Names = Field((), description="a,b: columns that make up a row")
+    resize: bool = Field(
+        False, description="bring images of other sizes to the model's, bilinearly; else they are errors"
+    )
     max_error_share: float = Field(
         0.0, ge=0, le=1, description="give up (42) if more than this share of all rows cannot be assigned"
     )

@@ -122,12 +122,17 @@ class ImageRows:
     ----------
     column, sample, expected
         See `ListRows`.
+    resize
+        See `serving.readers.open_source`.
     """
 
-    def __init__(self, column: str, sample: pa.Array, expected: InputSpec | None) -> None:
+    def __init__(
+        self, column: str, sample: pa.Array, expected: InputSpec | None, resize: bool = False
+    ) -> None:
         self._column = column
+        self._resize = resize
         data = (value.as_py() for value in _image_bytes(sample.slice(0, PROBE_ROWS)))
-        self.input = input_spec("uint8", promised_shape(data, expected))
+        self.input = input_spec("uint8", promised_shape(data, expected, resize))
 
     def decode(self, table: pa.Table) -> tuple[np.ndarray, dict[int, str]]:
         """See `RowDecoder.decode`; an image that is null, corrupt or of another size is an error."""
@@ -135,7 +140,7 @@ class ImageRows:
         errors: dict[int, str] = {}
         for row, value in enumerate(_image_bytes(table.column(self._column).combine_chunks())):
             try:
-                x[row] = decode_image(value.as_py(), self.input.shape)
+                x[row] = decode_image(value.as_py(), self.input.shape, resize=self._resize)
             except ValueError as error:
                 errors[row] = str(error)
         return x, errors

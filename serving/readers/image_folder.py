@@ -23,13 +23,16 @@ class ImageFolderSource(Source):
         The folder.
     files
         The image files, in order.
-    expected
+    expected, resize
         See `serving.readers.open_source`.
     """
 
-    def __init__(self, path: Path, files: tuple[Path, ...], expected: InputSpec | None = None) -> None:
+    def __init__(
+        self, path: Path, files: tuple[Path, ...], expected: InputSpec | None = None, resize: bool = False
+    ) -> None:
+        self._resize = resize
         try:
-            shape = promised_shape((file.read_bytes() for file in files[:PROBE_ROWS]), expected)
+            shape = promised_shape((file.read_bytes() for file in files[:PROBE_ROWS]), expected, resize)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
         super().__init__(path, files, len(files), input_spec("uint8", shape), has_labels=False)
@@ -42,7 +45,7 @@ class ImageFolderSource(Source):
             for row, file in enumerate(files):
                 data = file.read_bytes()  # an OSError is the disk's fault, not the row's: let it through
                 try:
-                    x[row] = decode_image(data, self.input.shape)
+                    x[row] = decode_image(data, self.input.shape, resize=self._resize)
                 except ValueError as error:
                     errors[row] = str(error)
             names = [file.relative_to(self.path).as_posix() for file in files]

@@ -15,11 +15,12 @@ _GREY = frozenset({"L", "1", "LA"})
 _COLOUR = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"})
 
 
-def decode_image(data: bytes | None, shape: tuple[int, ...]) -> np.ndarray:
+def decode_image(data: bytes | None, shape: tuple[int, ...], *, resize: bool = False) -> np.ndarray:
     """Decode one image to uint8 of ``shape``: ``(H, W)`` grey or ``(H, W, 3)`` RGB.
 
     Palettes and other colour spaces become RGB, transparency is dropped, and a grey image becomes RGB
-    where RGB is wanted; colour is never turned into grey, and nothing is resized.
+    where RGB is wanted; colour is never turned into grey. Only with ``resize`` is an image of another size
+    brought to this one, bilinearly, whatever its proportions.
 
     Raises
     ------
@@ -27,7 +28,7 @@ def decode_image(data: bytes | None, shape: tuple[int, ...]) -> np.ndarray:
         If it is missing, corrupt, of another size, or of a kind that cannot become ``shape`` unharmed.
     """
     image, natural = _opened(data)
-    return _pixels(image, natural, shape)
+    return _pixels(image, natural, shape, resize)
 
 
 def rows_of_images(images: Sequence[Image.Image | bytes]) -> np.ndarray:
@@ -52,10 +53,13 @@ def rows_of_images(images: Sequence[Image.Image | bytes]) -> np.ndarray:
     return np.stack(rows)
 
 
-def promised_shape(images: Iterable[bytes | None], expected: InputSpec | None) -> tuple[int, ...]:
+def promised_shape(
+    images: Iterable[bytes | None], expected: InputSpec | None, resize: bool = False
+) -> tuple[int, ...]:
     """Settle the shape of the rows of a data set from its first images.
 
-    It is ``expected.shape`` if any of them can be read to that, or else the first readable one's own.
+    It is ``expected.shape`` if any of them can be read to that, or else the first readable one's own. With
+    ``resize`` their size does not matter.
 
     Raises
     ------
@@ -73,7 +77,7 @@ def promised_shape(images: Iterable[bytes | None], expected: InputSpec | None) -
             continue
         if expected is None:
             return natural
-        if expected.dtype == "uint8" and _becomes(natural, expected.shape):
+        if expected.dtype == "uint8" and _becomes(natural, expected.shape, resize):
             return expected.shape
         first = first or natural
     if first is None:
@@ -98,12 +102,18 @@ def _natural_shape(image: Image.Image) -> tuple[int, ...]:
     raise ValueError(f"the image has mode {image.mode} (not 8 bits per channel); convert it to 8 bits")
 
 
-def _pixels(image: Image.Image, natural: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-    if not _becomes(natural, shape):  # before decoding: a huge image costs nothing here
+def _pixels(
+    image: Image.Image, natural: tuple[int, ...], shape: tuple[int, ...], resize: bool = False
+) -> np.ndarray:
+    if not _becomes(natural, shape, resize):  # before decoding: a huge image costs nothing here
         raise ValueError(f"the image is {_named(natural)}, not {_named(shape)}")
     _load(image)
     mode = "RGB" if len(shape) == 3 else "L"
-    return np.asarray(image if image.mode == mode else image.convert(mode))
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.size != shape[1::-1]:
+        image = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def _load(image: Image.Image) -> None:
@@ -121,7 +131,9 @@ def _as_value_error() -> Iterator[None]:
         raise ValueError(f"corrupt image: {detail}") from error
 
 
-def _becomes(natural: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+def _becomes(natural: tuple[int, ...], shape: tuple[int, ...], resize: bool = False) -> bool:
+    if resize and len(shape) > 1:
+        natural = shape[:2] + natural[2:]
     return natural == shape or (*natural, 3) == shape
 
 

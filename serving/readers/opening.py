@@ -25,6 +25,7 @@ def open_source(
     feature_columns: Sequence[str] = (),
     read_labels: bool = True,
     expected: InputSpec | None = None,
+    resize: bool = False,
 ) -> Source:
     """Open a data set.
 
@@ -50,6 +51,8 @@ def open_source(
         What a model takes. Where rows may differ (images, lists), those that fit it are good and the rest
         are errors; without it the first readable row decides. If none of the first rows fits, the
         source's ``input`` tells what is there instead, for the caller to compare.
+    resize
+        Bring encoded images of other sizes to that of ``expected``, bilinearly.
 
     Raises
     ------
@@ -65,6 +68,10 @@ def open_source(
         kind = _kind_of_file(path)
     else:
         raise DataError(f"{path}: no such file or folder; check the path")
+    if resize and kind not in ("images", "parquet"):
+        raise DataError(
+            f"{path}: holds no encoded images (a folder of them, or Parquet), so there is nothing to resize"
+        )
     if kind == "records":
         if id_columns or feature_columns:
             raise DataError(
@@ -97,7 +104,7 @@ def open_source(
 
         if label_column or feature_columns or set(id_columns) - {"path"}:
             raise DataError(f"{path}: a folder of images has no columns but 'path'")
-        return ImageFolderSource(path, split_files(path, IMAGE_SUFFIXES, split), expected)
+        return ImageFolderSource(path, split_files(path, IMAGE_SUFFIXES, split), expected, resize)
 
     from serving.readers.columns import ColumnChoice
     from serving.readers.csv import CsvSource
@@ -107,7 +114,7 @@ def open_source(
     if kind == "csv":
         return CsvSource(path, choice)
     files = split_files(path, frozenset({".parquet"}), split) if path.is_dir() else (path,)
-    return ParquetSource(path, files, choice, expected)
+    return ParquetSource(path, files, choice, expected, resize)
 
 
 def split_files(folder: Path, suffixes: frozenset[str], split: Split) -> tuple[Path, ...]:

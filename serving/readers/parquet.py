@@ -28,12 +28,17 @@ class ParquetSource(TableSource):
         What the user named.
     files
         The parts in order; all must have the same columns.
-    choice, expected
+    choice, expected, resize
         See `serving.readers.open_source`.
     """
 
     def __init__(
-        self, path: Path, files: tuple[Path, ...], choice: ColumnChoice, expected: InputSpec | None = None
+        self,
+        path: Path,
+        files: tuple[Path, ...],
+        choice: ColumnChoice,
+        expected: InputSpec | None = None,
+        resize: bool = False,
     ) -> None:
         schema = None
         rows = []
@@ -53,18 +58,22 @@ class ParquetSource(TableSource):
         self._first_rows = np.cumsum([0, *rows])
         self.files = files
         roles = assign_roles(path, schema, choice)
-        decoder = self._decoder_for(path, roles.kind, roles.features, expected)
+        if resize and roles.kind != "image":
+            raise DataError(f"{path}: has no column of encoded images, so there is nothing to resize")
+        decoder = self._decoder_for(path, roles.kind, roles.features, expected, resize)
         super().__init__(path, files, sum(rows), schema, choice, roles, decoder)
 
     def _decoder_for(
-        self, path: Path, kind: str, features: tuple[str, ...], expected: InputSpec | None
+        self, path: Path, kind: str, features: tuple[str, ...], expected: InputSpec | None, resize: bool
     ) -> RowDecoder:
         if kind == "numeric":
             return NumericRows(features)
         batches = self._stream(0, features).take(PROBE_ROWS)
         sample = pa.Table.from_batches(batches).column(features[0]).combine_chunks()
         try:
-            return (ImageRows if kind == "image" else ListRows)(features[0], sample, expected)
+            if kind == "image":
+                return ImageRows(features[0], sample, expected, resize)
+            return ListRows(features[0], sample, expected)
         except ValueError as error:
             raise DataError(f"{path}: column {features[0]!r}: {error}") from error
 

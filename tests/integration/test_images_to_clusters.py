@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from serving.bundle import read_bundle
 from serving.client import ClusterClient
@@ -95,6 +96,37 @@ def test_images_are_served_and_labelled(folder, tmp_path, capsys):
     ]
     assert label_main([*label, "--device", "cpu"]) == 0
     np.testing.assert_array_equal(pq.read_table(tmp_path / "l")["cluster"], expected)
+
+
+def test_images_of_all_sizes_are_resized_alike_for_the_fit_and_for_whoever_asks(folder, tmp_path):
+    random = np.random.default_rng(1)
+    colours = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])
+    (tmp_path / "photos").mkdir()
+    expected = []
+    for index, (height, width) in enumerate(random.integers(5, 40, (60, 2))):
+        noise = random.integers(-30, 30, (height, width, 3))
+        image = Image.fromarray((colours[index % 3] + noise).astype(np.uint8))
+        image.save(tmp_path / "photos" / f"{index:02}.png")
+        expected.append(np.asarray(image.resize((10, 10), Image.Resampling.BILINEAR)))
+    photos, features = str(tmp_path / "photos"), str(tmp_path / "features.parquet")
+    command = ["features", photos, "--backbone", str(folder / "backbone.onnx"), "--device", "cpu"]
+    command += ["--threads", "1", "--output", features]
+    assert main(command) == 2, "without --resize they have to be of one size"
+    assert main([*command, "--resize", "10"]) == 0
+    assert main(["fit", features, "--clusters", "3", "--output", str(tmp_path / "run"), *FIT]) == 0
+    bundle = tmp_path / "models" / "photos" / "1"
+    more = ["--backbone", str(folder / "backbone.onnx")]
+    assert main(["export", str(tmp_path / "run"), "--output", str(bundle), *more]) == 0
+    assert read_bundle(bundle).manifest.input.shape == (10, 10, 3)
+    clusters = OnnxEngine(read_bundle(bundle), "cpu").assign(np.stack(expected)).clusters
+    label = ["--model", str(bundle), "--input", photos, "--device", "cpu", "--output"]
+    assert label_main([*label, str(tmp_path / "labels"), "--resize"]) == 0
+    np.testing.assert_array_equal(pq.read_table(tmp_path / "labels")["cluster"], clusters)
+    assert label_main([*label, str(tmp_path / "labels"), "--resume"]) == 42, "begun with --resize"
+    with ServerProcess(tmp_path / "models", tmp_path) as server:
+        shown = ["assign", "--target", server.grpc_target, "--model", "photos", "--input", photos]
+        assert client_main([*shown, "--resize", "--output", str(tmp_path / "client.parquet")]) == 0
+    np.testing.assert_array_equal(pq.read_table(tmp_path / "client.parquet")["cluster"], clusters)
 
 
 def test_the_graph_tells_its_backbone_and_not_where_it_was(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.readers import DataError, open_source, read_all
+from serving.readers.source import input_spec
 
 N_ROWS = 23
 
@@ -135,6 +137,59 @@ def test_odd_image_is_named_in_training(image_folder):
         r"row 3 \(b/12.png\): the image is 6x4 colour, not 6x4 grey; repair",
     ):
         read_all(source)
+
+
+def resized(image, shape):
+    mode = "RGB" if len(shape) == 3 else "L"
+    return np.asarray(image.convert(mode).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
+@pytest.fixture
+def many_sizes():
+    """Images, grey and in colour, one of them 6 wide and 4 high."""
+    rng = np.random.default_rng(0)
+    shapes = [(4, 6, 3), (8, 12), (9, 5, 3), (1, 1, 3), (40, 70, 3)]
+    return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+
+
+def encoded(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_images_of_other_sizes_are_brought_to_the_expected_one_if_asked(tmp_path, many_sizes, kind):
+    images = [encoded(image) for image in many_sizes]
+    if kind == "folder":
+        for index, data in enumerate(images):
+            (tmp_path / f"{index}.png").write_bytes(data)
+    else:
+        pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), tmp_path / "x.parquet")
+    spec = input_spec("uint8", (4, 6, 3))
+    (chunk,) = open_source(tmp_path, expected=spec, resize=True).chunks()
+    assert chunk.errors == {}
+    np.testing.assert_array_equal(chunk.x, [resized(image, spec.shape) for image in many_sizes])
+    np.testing.assert_array_equal(chunk.x[0], np.asarray(many_sizes[0]))
+    (chunk,) = open_source(tmp_path, expected=spec).chunks()
+    assert sorted(chunk.errors) == [1, 2, 3, 4]
+
+
+def test_resizing_turns_no_colour_into_grey_and_mends_nothing(tmp_path, many_sizes):
+    for index, data in enumerate([*map(encoded, many_sizes), b"no image"]):
+        (tmp_path / f"{index}.png").write_bytes(data)
+    (chunk,) = open_source(tmp_path, expected=input_spec("uint8", (4, 6)), resize=True).chunks()
+    assert sorted(chunk.errors) == [0, 2, 3, 4, 5]
+    assert "6x4 colour, not 6x4 grey" in chunk.errors[0]
+    np.testing.assert_array_equal(chunk.x[1], resized(many_sizes[1], (4, 6)))
+
+
+def test_what_has_no_images_cannot_be_resized(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 4, 6), np.uint8))
+    pq.write_table(pa.table({"a": [1.0, 2.0]}), tmp_path / "x.parquet")
+    for name in ("x.npy", "x.parquet"):
+        with pytest.raises(DataError, match="nothing to resize"):
+            open_source(tmp_path / name, expected=input_spec("uint8", (4, 6)), resize=True)
 
 
 def test_split_folders_of_images(tmp_path):
