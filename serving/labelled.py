@@ -79,9 +79,10 @@ def open_for_model(
     )
     found = source.input
     if (found.dtype, found.shape) != (spec.dtype, spec.shape):
+        convert = "convert the data" + (" (--resize does, of image files)" if spec.dtype == "uint8" else "")
         raise DataError(
             f"{path}: its rows are {found.dtype} {list(found.shape)}, but {model} takes {spec.dtype} "
-            f"{list(spec.shape)}; convert the data, or choose another model"
+            f"{list(spec.shape)}; {convert}, or choose another model"
         )
     return source
 
