@@ -119,18 +119,15 @@ def responsibilities(
     With ``embedding_metric`` cosine, rows of ``x`` count by their direction from the mean row, not by how far
     from it they are. ``features (n, H)``, learned of the same rows, count as much as ``x`` does: the
     principal components of both lie side by side, either's a mean square of 1 from their centre. What the
-    one cannot tell apart the other may. Without ``embed_pixels`` they stand alone.
+    one cannot tell apart the other may.
 
     Of ``config.embeddings`` embeddings, the medoid is taken: likelihoods in different spaces do not compare,
     and a clustering that the others find too is no accident of its seed. Where there are many rows they are
     made side by side, in as many processes as torch has threads: UMAP with a seed runs in one thread.
     """
-    if features is None:
-        points = comparable(x, config.embedding_metric, config.seed)
-    else:
-        points = components(features, config.seed)
-        if config.embed_pixels:
-            points = side_by_side(comparable(x, config.embedding_metric, config.seed), points)
+    points = comparable(x, config.embedding_metric, config.seed)
+    if features is not None:
+        points = side_by_side(points, components(features, config.seed))
     found = []
     for clustering in _clusterings(points, config):
         found.append(clustering)

@@ -32,7 +32,7 @@ class Parts:
         self.n_parts = n_parts
 
     def open(self, plan: Mapping[str, Any], *, resume: bool) -> None:
-        """Begin, or go on with parts that were begun with an equal ``plan``. A plan without parts is none.
+        """Begin, or go on with parts that were begun with an equal ``plan``.
 
         Raises
         ------
@@ -40,7 +40,7 @@ class Parts:
             If there are parts and ``resume`` is not set, or they are of another plan.
         """
         path = self.folder / _PLAN
-        if not path.exists() or not self._path(0).exists():
+        if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, plan)
             return

@@ -111,6 +111,8 @@ def compute(
             shown.say(f"{first} of {n_parts} parts are there already")
         for index, chunk in enumerate(source.chunks(begin, None, PART_ROWS), first):
             if chunk.errors and not drop_unreadable:
+                if index == 0:
+                    parts.remove()  # nothing to go on with: the next run may be another
                 raise DataError(_unreadable(source, chunk))
             good = np.array([row for row in range(len(chunk)) if row not in chunk.errors], np.int64)
             vectors = np.empty((len(good), backbone.width), np.float32)

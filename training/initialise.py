@@ -144,12 +144,16 @@ def initialise_umap(
     as for `initialise_gmm`.
     """
     chosen = rows[:: -(-len(rows) // EMBEDDED_ROWS)]
-    values = torch.cat([model.preprocess(part).cpu() for part in _parts(chosen)]).numpy()
     features = None
     if config.contrastive_steps > 0 and large_images(model.spec):
         contrast(model, chosen, config, say)
         features = contrastive_features(model, chosen).numpy()
-    clusters = torch.as_tensor(responsibilities(values, config, say, features).argmax(1), device=rows.device)
+    if features is not None and not config.embed_pixels:
+        found = responsibilities(features, config, say)
+    else:
+        values = torch.cat([model.preprocess(part).cpu() for part in _parts(chosen)]).numpy()
+        found = responsibilities(values, config, say, features)
+    clusters = torch.as_tensor(found.argmax(1), device=rows.device)
     agree(model, chosen, clusters, config, say)
     return Start(_parameters(model, _ASSIGNER))
 

@@ -168,18 +168,23 @@ def test_features_count_as_much_as_values_whatever_their_scale(monkeypatch):
     np.testing.assert_allclose(distances / distances.max(), own / own.max(), atol=1e-9)
 
 
-def test_without_pixels_features_are_embedded_alone_where_there_are_any(monkeypatch):
-    embedded = []
-    monkeypatch.setattr(embedding, "embed", lambda points, *_: embedded.append(points) or points)
-    random = np.random.default_rng(0)
-    x, features = random.standard_normal((60, 6)), random.standard_normal((60, 4))
+def test_without_pixels_what_was_learned_is_embedded_alone_and_features_by_their_values(images, monkeypatch):
+    given = []
+
+    def remembered(x, settings, say, features=None):
+        given.append((x, features))
+        return np.eye(2)[np.arange(len(x)) % 2]
+
+    monkeypatch.setattr("training.initialise.responsibilities", remembered)
     settings = config(embed_pixels=False)
-    responsibilities(x, settings, lambda _: None, features)
-    responsibilities(x, settings, lambda _: None)
-    for points, own in zip(embedded, (features, x), strict=True):
-        assert points.shape == own.shape
-        # Principal components of as many dimensions are a rotation: distances stay.
-        np.testing.assert_allclose(points @ points.T, (own - own.mean(0)) @ (own - own.mean(0)).T, atol=1e-9)
+    model = model_of(settings)
+    monkeypatch.setattr("training.initialise.agree", lambda *_: None)  # it would train the encoder on
+    initialise_umap(model, images, settings, lambda _: None)
+    np.testing.assert_array_equal(given[0][0], contrastive_features(model, images).numpy())
+    settings = config(network="auto", embed_pixels=False)
+    initialise_umap(model_of(settings, FEATURES), torch.randn(40, 6), settings, lambda _: None)
+    assert given[1][0].shape == (40, 6)
+    assert [features for _, features in given] == [None, None]
 
 
 def test_what_is_not_finite_is_told(images, monkeypatch):
