@@ -56,10 +56,15 @@ def request(x: np.ndarray) -> pb.AssignRequest:
     return pb.AssignRequest(model_name="toy", input=tensor, want_probabilities=True)
 
 
-def total(server: ServerProcess, name: str) -> float:
-    """The sum of all samples of ``server`` called ``name``."""
+def total(server: ServerProcess, name: str, **labels: str) -> float:
+    """The sum of all samples of ``server`` called ``name`` that have these labels."""
     families = text_string_to_metric_families(server.get("/metrics")[1])
-    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 class Load:
