@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from serving.manifest import InputSpec
 
 _GREY = frozenset({"L", "1", "LA"})
 _COLOUR = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"})
+# Kinds that cameras write; of others EXIF may be read only with all of the image.
+_WITH_EXIF = frozenset({"JPEG", "MPO", "WEBP"})
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_image(data: bytes | None, shape: tuple[int, ...], *, resize: bool = False) -> np.ndarray:
     """Decode one image to uint8 of ``shape``: ``(H, W)`` grey or ``(H, W, 3)`` RGB.
 
     Palettes and other colour spaces become RGB, transparency is dropped, and a grey image becomes RGB
-    where RGB is wanted; colour is never turned into grey. Only with ``resize`` is an image of another size
-    brought to this one, bilinearly, whatever its proportions.
+    where RGB is wanted; colour is never turned into grey. A photograph is turned upright as its EXIF
+    orientation says. Only with ``resize`` is an image of another size brought to this one, bilinearly,
+    whatever its proportions.
 
     Raises
     ------
@@ -95,11 +107,21 @@ def _opened(data: bytes | None) -> tuple[Image.Image, tuple[int, ...]]:
 
 
 def _natural_shape(image: Image.Image) -> tuple[int, ...]:
+    size = image.size if _orientation(image) >= 5 else image.size[::-1]
     if image.mode in _GREY:
-        return image.height, image.width
+        return size
     if image.mode in _COLOUR:
-        return image.height, image.width, 3
+        return (*size, 3)
     raise ValueError(f"the image has mode {image.mode} (not 8 bits per channel); convert it to 8 bits")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's: 1 is upright, 5 to 8 lie on a side. What is missing or nonsense is upright."""
+    if image.format in _WITH_EXIF:
+        with suppress(Exception):  # of what is broken in an image's EXIF, its pixels know nothing
+            said = image.getexif().get(ExifTags.Base.Orientation)
+            return said if said in _TURNS else 1
+    return 1
 
 
 def _pixels(
@@ -108,6 +130,8 @@ def _pixels(
     if not _becomes(natural, shape, resize):  # before decoding: a huge image costs nothing here
         raise ValueError(f"the image is {_named(natural)}, not {_named(shape)}")
     _load(image)
+    if (orientation := _orientation(image)) != 1:
+        image = image.transpose(_TURNS[orientation])
     mode = "RGB" if len(shape) == 3 else "L"
     if image.mode != mode:
         image = image.convert(mode)

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from serving.readers import DataError, open_source, read_all
+from serving.readers.images import rows_of_images
 from serving.readers.source import input_spec
 
 N_ROWS = 23
@@ -142,6 +143,46 @@ def test_odd_image_is_named_in_training(image_folder):
 def resized(image, shape):
     mode = "RGB" if len(shape) == 3 else "L"
     return np.asarray(image.convert(mode).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright(tmp_path, kind, orientation):
+    y, x = np.mgrid[:32, :48]
+    upright = Image.fromarray((4 * x + 2 * y).astype(np.uint8)).convert("RGB")
+    # From EXIF's own words: where the stored row 0 and column 0 are in the picture as it is seen.
+    stored = {
+        1: np.asarray(upright),  # top, left
+        2: np.asarray(upright)[:, ::-1],  # top, right
+        3: np.asarray(upright)[::-1, ::-1],  # bottom, right
+        4: np.asarray(upright)[::-1],  # bottom, left
+        5: np.asarray(upright).swapaxes(0, 1),  # left, top
+        6: np.asarray(upright)[:, ::-1].swapaxes(0, 1),  # right, top
+        7: np.asarray(upright)[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+        8: np.asarray(upright)[::-1].swapaxes(0, 1),  # left, bottom
+    }[orientation]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(stored)).save(file, kind, quality=95, exif=exif)
+    (tmp_path / f"x.{kind.lower()}").write_bytes(file.getvalue())
+    (chunk,) = open_source(tmp_path).chunks()
+    assert chunk.x.shape == (1, 32, 48, 3)
+    assert np.abs(chunk.x[0].astype(int) - np.asarray(upright)).max() < 16
+    # The same of an image that the caller has opened, and of its copy that lies as it is to be seen.
+    opened = Image.open(file)
+    np.testing.assert_array_equal(rows_of_images([opened]), chunk.x)
+    np.testing.assert_array_equal(rows_of_images([ImageOps.exif_transpose(opened)]), chunk.x)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("broken", [b"XX*\0\0\0\0\x08", b"MM\0*\0\0\0\x08\xff\xff", b""])
+def test_broken_exif_harms_no_image(tmp_path, broken):
+    for kind in ("jpeg", "webp"):
+        Image.new("RGB", (6, 4)).save(tmp_path / f"x.{kind}", exif=b"Exif\0\0" + broken)
+    (chunk,) = open_source(tmp_path).chunks()
+    assert chunk.errors == {}
+    assert chunk.x.shape == (2, 4, 6, 3)
 
 
 @pytest.fixture
