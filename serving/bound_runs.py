@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -44,7 +47,7 @@ class BoundRuns:
         The batch sizes; others are run without buffers.
     graphs
         Record a CUDA graph for each size, and replay it: the session has ``enable_cuda_graph`` set. The first
-        runs of a size come before, so warm up with several.
+        run of a size is made several times over, the last time to record it, so warm up with every size.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class BoundRuns:
             options = _run_options(ort, _FIRST_GRAPH + number) if graphs else None
             self._buffers[size] = (x, results, binding, options)
         self._without_graph = _run_options(ort, _NO_GRAPH) if graphs else None
+        self._thread = _graph_thread() if graphs else None
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """Run on ``x``, C-contiguous ``(size, *row_shape)``; the results are the caller's own.
@@ -90,6 +94,9 @@ class BoundRuns:
         Exception
             Whatever ONNX Runtime raises.
         """
+        return self._run(x) if self._thread is None else self._thread(partial(self._run, x))
+
+    def _run(self, x: np.ndarray) -> list[np.ndarray]:
         buffers = self._buffers.get(len(x))
         if buffers is None:
             found: list[np.ndarray] = self._session.run(
@@ -102,6 +109,43 @@ class BoundRuns:
             self._session.run_with_iobinding(binding, options)
             arrays = [result.numpy() for result in results]
             return [np.array(array) for array in arrays] if self._copies else arrays
+
+
+class _OneThread:
+    """Does the work of all who ask in one thread, in the order in which they ask."""
+
+    def __init__(self, name: str) -> None:
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        # A daemon: a model that hangs must not keep the process from ending.
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
+
+    def __call__(self, work: Callable[[], Any]) -> Any:
+        """Do ``work`` there, and return what it returns or raise what it raises."""
+        done: Future[Any] = Future()
+        self._asked.put((work, done))
+        return done.result()
+
+    def _serve(self) -> None:
+        while True:
+            self._do(*self._asked.get())  # without names: none keeps a session while this waits
+
+    @staticmethod
+    def _do(work: Callable[[], Any], done: Future[Any]) -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+
+@cache
+def _graph_thread() -> _OneThread:
+    """The one thread of all runs with CUDA graphs, whichever model's.
+
+    ONNX Runtime keeps a graph for the thread that recorded it: what warms a model up would record for itself
+    alone. And while one is recorded no other thread may copy to the device or wait for it: CUDA would fail
+    both.
+    """
+    return _OneThread("CUDA graphs")
 
 
 def _run_options(ort: Any, graph: int) -> Any:

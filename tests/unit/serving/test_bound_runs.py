@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,7 +32,10 @@ def session_and_dtype(request, tmp_path_factory):
 
 @pytest.fixture
 def bound(session_and_dtype):
-    session, dtype = session_and_dtype
+    return bound_runs(*session_and_dtype)
+
+
+def bound_runs(session, dtype, **more):
     return BoundRuns(
         session,
         "cpu",
@@ -37,6 +44,7 @@ def bound(session_and_dtype):
         dtype=dtype,
         outputs=OUTPUTS,
         sizes=(1, 4, 16),
+        **more,
     )
 
 
@@ -70,3 +78,45 @@ def test_threads_do_not_mix_their_batches(session_and_dtype, bound):
     with ThreadPoolExecutor(4) as threads:
         for found, x in zip(threads.map(bound.run, batches), batches, strict=True):
             np.testing.assert_array_equal(found[1], plain(session, x)[1])
+
+
+class Watched:
+    """A session that notes which thread runs it."""
+
+    def __init__(self, session):
+        self.session, self.threads = session, set()
+
+    def io_binding(self):
+        return self.session.io_binding()
+
+    def run(self, *args):
+        self.threads.add(threading.current_thread())
+        return self.session.run(*args)
+
+    def run_with_iobinding(self, *args):
+        self.threads.add(threading.current_thread())
+        return self.session.run_with_iobinding(*args)
+
+
+def test_with_graphs_one_thread_runs_all_models_whoever_asks(session_and_dtype):
+    session, dtype = session_and_dtype
+    models = [Watched(session), Watched(session)]
+    runs = [bound_runs(model, dtype, graphs=True) for model in models]
+    batches = [random_rows(size, dtype=dtype, seed=size) for size in (1, 5, 16, 4) * 5]
+    with ThreadPoolExecutor(4) as threads:
+        for run in runs:
+            for found, x in zip(threads.map(run.run, batches), batches, strict=True):
+                np.testing.assert_array_equal(found[0], plain(session, x)[0])
+    [thread] = models[0].threads
+    assert models[1].threads == {thread}
+    assert thread.name == "CUDA graphs"
+    assert thread.daemon
+    with pytest.raises(Exception, match="Got invalid dimensions"):
+        runs[0].run(random_rows(3, (9, 9), dtype))
+    # The thread waits on, and holds nothing.
+    gone = [weakref.ref(thing) for thing in (*models, *runs)]
+    del models, runs, run
+    end = time.monotonic() + 10
+    while any(thing() is not None for thing in gone):
+        gc.collect()
+        assert time.monotonic() < end
