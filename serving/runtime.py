@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -57,7 +57,8 @@ def open_session(
     graph
         A serialised ONNX model.
     device
-        ``"cuda"`` is CUDA or an error; ``"auto"`` takes CUDA if it is usable and the CPU otherwise.
+        ``"cuda"`` is CUDA or an error; ``"auto"`` takes CUDA if it is usable and the CPU otherwise. Nodes of
+        a graph on CUDA that it cannot run, or that compute shapes, are on the CPU; that is logged.
     threads
         Threads within one run.
     spin
@@ -75,13 +76,13 @@ def open_session(
     """
     ort = import_onnxruntime()
 
-    def build(cuda: bool) -> Any:
+    def build(cuda: bool, whole: bool = True) -> Any:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4 if cuda and whole else 3
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-        if cuda:
+        if cuda and whole:
             # ONNX Runtime moves to the CPU without a word unless it is told not to.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         providers = list(gpu_providers) if cuda else [("CPUExecutionProvider", {})]
@@ -104,7 +105,7 @@ def open_session(
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
             try:
-                return build(cuda=True)
+                return _whole_or_in_parts(build)
             except Exception as error:
                 if device == "cuda":
                     raise DeviceError(
@@ -113,3 +114,17 @@ def open_session(
                     ) from error
                 log.warning("device=auto: CUDA is there and cannot be used", extra={"why": str(error)})
     return build(cuda=False)
+
+
+def _whole_or_in_parts(build: Callable[..., Any]) -> Any:
+    """Build a session on CUDA; if some nodes have to be on the CPU, say so.
+
+    Asked for nothing on the CPU, ONNX Runtime has one message for a provider that is not there and for a
+    graph that computes shapes, which it does on the CPU by design. Not asked, a session tells its providers.
+    """
+    try:
+        return build(cuda=True)
+    except Exception as error:
+        session = build(cuda=True, whole=False)
+        log.warning("parts of the graph run on the CPU, the rest on CUDA", extra={"why": str(error)})
+        return session

@@ -16,28 +16,36 @@ CPU = "CPUExecutionProvider"
 
 
 class Runtime:
-    """ONNX Runtime with some providers, of which the ``broken`` ones give way to the next without a word."""
+    """ONNX Runtime with some providers, of which the ``broken`` ones give way to the next without a word.
 
-    def __init__(self, available, broken=()):
-        self.available, self.broken = available, broken
+    Nodes are left to the CPU where there is nothing else, and of a graph that ``computes_shapes`` always.
+    """
+
+    def __init__(self, available, broken=(), computes_shapes=False):
+        self.available, self.broken, self.computes_shapes = available, broken, computes_shapes
         self.asked = []
 
     def get_available_providers(self):
         return self.available
 
     def SessionOptions(self):
-        return SimpleNamespace(add_session_config_entry=lambda *_: None)
+        entries = {}
+        return SimpleNamespace(add_session_config_entry=entries.__setitem__, entries=entries)
 
     def InferenceSession(self, graph, options, providers, enable_fallback):
         self.asked = providers
         in_use = [name for name, _ in providers if name not in self.broken]
+        if options.entries.get("session.disable_cpu_ep_fallback") == "1" and (
+            self.computes_shapes or not in_use
+        ):
+            raise RuntimeError("nodes are assigned to the CPU, but fallback has been disabled")
         return SimpleNamespace(get_providers=lambda: [*in_use, CPU])
 
 
 @pytest.fixture
 def runtime(monkeypatch):
-    def runtime(available, broken=()):
-        stand_in = Runtime(available, broken)
+    def runtime(available, broken=(), computes_shapes=False):
+        stand_in = Runtime(available, broken, computes_shapes)
         monkeypatch.setattr("serving.runtime.import_onnxruntime", lambda: stand_in)
         return stand_in
 
@@ -113,3 +121,19 @@ def test_what_is_not_there_is_refused_and_nothing_takes_its_place(runtime, avail
     runtime(available, broken)
     with pytest.raises(DeviceError, match=says):
         open_on("cuda", GpuOptions(tensorrt=True))
+
+
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_a_graph_that_computes_shapes_runs_on_cuda_but_for_them_and_it_is_logged(runtime, device, caplog):
+    runtime([CUDA, CPU], computes_shapes=True)
+    assert open_on(device, GpuOptions()).get_providers()[0] == CUDA
+    [record] = caplog.records
+    assert "parts of the graph run on the CPU" in record.message
+    assert "assigned to the CPU" in record.why
+
+
+def test_without_cuda_such_a_graph_is_refused_for_what_is_missing(runtime):
+    runtime([CUDA, CPU], broken=(CUDA,), computes_shapes=True)
+    with pytest.raises(DeviceError, match=f"asked for {CUDA}, got .*{CPU}.*check the driver"):
+        open_on("cuda", GpuOptions())
+    assert open_on("auto", GpuOptions()).get_providers()[0] == CPU
