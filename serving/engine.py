@@ -146,6 +146,11 @@ class OnnxEngine:
                 f"the graph returned shapes {probabilities.shape} and {clusters.shape} "
                 f"for {len(x)} rows and {self._n_clusters} clusters"
             )
+        strange = clusters >= self._n_clusters
+        if strange.any():
+            # Where no probability is a number, CUDA's ArgMax may answer 2^31 - 1, and the CPU's says 0: who
+            # reads the probability there sees what is wrong with the row, and its batch is none the worse.
+            clusters = np.where(strange & np.isnan(probabilities).all(axis=1), 0, clusters)
         novelty = rest[0] if rest else None
         if novelty is not None and novelty.shape != (len(x),):
             raise EngineError(f"the graph returned novelty of shape {novelty.shape} for {len(x)} rows")

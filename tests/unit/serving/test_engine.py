@@ -86,6 +86,17 @@ def test_rows_of_another_shape_are_an_engine_error(bundle):
         OnnxEngine(bundle, "cpu").assign(random_rows(2, (9, 9)))
 
 
+def test_rows_without_a_number_have_no_confidence_whatever_cluster_the_device_says(bundle, monkeypatch):
+    engine = OnnxEngine(bundle, "cpu")
+    probabilities = np.full((3, 10), 0.1, np.float32)
+    probabilities[1] = np.nan
+    clusters = np.array([3, 2**31 - 1, 9])
+    monkeypatch.setattr(engine._bound, "run", lambda x: [probabilities, clusters])
+    answer = engine.assign(random_rows(3))
+    assert answer.clusters.tolist() == [3, 0, 9]
+    np.testing.assert_array_equal(np.isnan(answer.confidences), [False, True, False])
+
+
 def test_telemetry_is_off_before_onnxruntime_is_loaded(bundle):
     code = (
         "import os, sys; from pathlib import Path; from serving.bundle import read_bundle;"
