@@ -86,12 +86,14 @@ def build_graph(
 ) -> bytes:
     """The serialised ONNX graph, preprocessing inside."""
     constants = dict(weights)
-    nodes = [helper.make_node("Flatten", [INPUT_NAME], ["flat"], axis=1)]
+    nodes = [
+        helper.make_node("Cast", [INPUT_NAME], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["cast"], ["flat"], axis=1),
+    ]
     if dtype == "uint8":
         constants |= {"half": np.array(0.5, np.float32), "levels": np.array(256, np.float32)}
         nodes += [
-            helper.make_node("Cast", ["flat"], ["cast"], to=TensorProto.FLOAT),
-            helper.make_node("Add", ["cast", "half"], ["shifted"]),
+            helper.make_node("Add", ["flat", "half"], ["shifted"]),
             helper.make_node("Div", ["shifted", "levels"], ["features"]),
         ]
     features = "features" if dtype == "uint8" else "flat"

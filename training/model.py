@@ -122,7 +122,8 @@ class NVISAModel(nn.Module):
         a generator; with a Bernoulli p(x|z) they are drawn from Bernoulli(x / 255), or kept as its mean.
         Features are standardised.
         """
-        x = rows.flatten(rows.ndim - len(self.spec.shape)).to(torch.float32)
+        # Float first: TensorRT does nothing else with bytes, and would leave them and the rest in two parts.
+        x = rows.to(torch.float32).flatten(rows.ndim - len(self.spec.shape))
         if self.spec.dtype == "float32":
             return (x - self.shift) / self.scale if self.likelihood == "gaussian" else x
         if self.likelihood == "bernoulli":

@@ -138,6 +138,8 @@ def test_graph_is_self_contained_and_tells_nothing_of_this_machine(images):
     assert b"/training/" not in graph
     assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    [first] = [node for node in proto.graph.node if "x" in node.input]
+    assert first.op_type == "Cast"  # of bytes TensorRT takes nothing else
 
 
 def test_manifest_names_the_data_without_its_path(images, tmp_path):
