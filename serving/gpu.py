@@ -60,7 +60,7 @@ class GpuOptions:
         }
         if self.tensorrt_cache is not None:
             for kind in ("engine", "timing"):
-                tensorrt[f"trt_{kind}_cache_enable"] = "1"
+                tensorrt[f"trt_{kind}_cache_enable"] = "True"  # of TensorRT's options "1" is refused
                 tensorrt[f"trt_{kind}_cache_path"] = str(self.tensorrt_cache)
         return [(TENSORRT, tensorrt), (CUDA, cuda)]
 

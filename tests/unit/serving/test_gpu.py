@@ -84,8 +84,8 @@ def test_tensorrt_comes_first_and_builds_one_engine_for_all_batches(tmp_path):
     }
     assert cuda["gpu_mem_limit"] == "7"
     [(_, cached), _] = providers(*flags, "--tensorrt-cache", str(tmp_path))
-    assert (cached["trt_engine_cache_enable"], cached["trt_engine_cache_path"]) == ("1", str(tmp_path))
-    assert (cached["trt_timing_cache_enable"], cached["trt_timing_cache_path"]) == ("1", str(tmp_path))
+    assert (cached["trt_engine_cache_enable"], cached["trt_engine_cache_path"]) == ("True", str(tmp_path))
+    assert (cached["trt_timing_cache_enable"], cached["trt_timing_cache_path"]) == ("True", str(tmp_path))
 
 
 def open_on(device, options):
