@@ -95,7 +95,7 @@ class OnnxEngine:
     ) -> None:
         self._spec = bundle.manifest.input
         self._n_clusters = bundle.manifest.n_clusters
-        providers = gpu.providers(INPUT_NAME, self._spec.shape)
+        providers = gpu.providers(INPUT_NAME, self._spec.shape, bundle.manifest.graph_sha256)
         self._session = _session(bundle, device, intra_op_threads or available_cpus(), spin, providers)
         self._device = "cuda" if CUDA in self._session.get_providers() else "cpu"
         names = {value.name for value in self._session.get_inputs()}

@@ -31,7 +31,7 @@ class GpuOptions:
     tensorrt
         Run what TensorRT can run through it, and the rest on CUDA.
     tensorrt_cache
-        Folder where TensorRT keeps what it built; without, it builds at every start.
+        Folder where TensorRT keeps what it built, in one for each graph; without, it builds at every start.
     largest_batch
         Rows of the largest run that TensorRT builds for.
     """
@@ -42,8 +42,8 @@ class GpuOptions:
     tensorrt_cache: Path | None = None
     largest_batch: int = 256
 
-    def providers(self, input_name: str, row_shape: tuple[int, ...]) -> GpuProviders:
-        """Return ONNX Runtime's providers for a graph with this input, first choice first."""
+    def providers(self, input_name: str, row_shape: tuple[int, ...], graph_sha256: str) -> GpuProviders:
+        """Return ONNX Runtime's providers for a graph with this input and hash, first choice first."""
         cuda = dict(_CUDA_OPTIONS)
         if self.cuda_graphs:
             cuda["enable_cuda_graph"] = "1"
@@ -61,7 +61,9 @@ class GpuOptions:
         if self.tensorrt_cache is not None:
             for kind in ("engine", "timing"):
                 tensorrt[f"trt_{kind}_cache_enable"] = "True"  # of TensorRT's options "1" is refused
-                tensorrt[f"trt_{kind}_cache_path"] = str(self.tensorrt_cache)
+                # A folder, which ONNX Runtime makes, for each graph: it names engines after the names in a
+                # graph, not its weights, and would run a new version with the engine of the old.
+                tensorrt[f"trt_{kind}_cache_path"] = str(self.tensorrt_cache / graph_sha256)
         return [(TENSORRT, tensorrt), (CUDA, cuda)]
 
 
