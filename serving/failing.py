@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from serving.background import in_thread
@@ -14,6 +15,10 @@ log = logging.getLogger(__name__)
 # Pauses between two tries of a model that fails: doubled every time.
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+
+
+class FailsTooLong(RuntimeError):
+    """A model fails for longer than ``failing_seconds``."""
 
 
 class FailureWatch:
@@ -34,8 +39,11 @@ class FailureWatch:
         So many failed runs in a row are looked into.
     seconds
         If a try takes longer, the model hangs; 0 for as long as it wants.
-    hangs
-        Called with the task that has then failed with `RunTooLong`, or with whatever else ended it.
+    patience
+        Seconds; a model that fails for longer is given up, 0 never.
+    ended
+        Called with the task that has then failed with `RunTooLong` or `FailsTooLong`, or with whatever else
+        ended it.
     """
 
     def __init__(
@@ -46,14 +54,16 @@ class FailureWatch:
         *,
         failures: int,
         seconds: float,
-        hangs: Callable[[asyncio.Task[None]], None],
+        patience: float,
+        ended: Callable[[asyncio.Task[None]], None],
     ) -> None:
         self._name = name
         self._attempt = attempt
         self._changed = changed
         self._failures = failures
         self._seconds = seconds
-        self._hangs = hangs
+        self._patience = patience
+        self._tell_ended = ended
         self._failed_in_a_row = 0
         self._closed = False
         self._looking: asyncio.Task[None] | None = None
@@ -86,8 +96,14 @@ class FailureWatch:
             return
         log.error("model fails; it is tried until it works again", extra={"model": self._name, "why": why})
         self._changed(why)
+        clock = asyncio.get_running_loop().time
+        given_up = clock() + self._patience if self._patience else math.inf
         while why:
-            await asyncio.sleep(pause)
+            if clock() >= given_up:
+                raise FailsTooLong(
+                    f"{self._name} has failed for --failing-seconds {self._patience:g}, at last with: {why}"
+                )
+            await asyncio.sleep(min(pause, given_up - clock()))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             why = await self._try()
         log.warning("model works again", extra={"model": self._name})
@@ -112,4 +128,4 @@ class FailureWatch:
         self._looking = None
         self._failed_in_a_row = 0
         if not task.cancelled() and task.exception() is not None:
-            self._hangs(task)
+            self._tell_ended(task)

@@ -156,6 +156,12 @@ class ServerSettings(LayeredSettings):
         description="after so many failed runs of a model in a row, rows of its own are tried; if they fail, "
         "too, its calls are refused, and the server is not ready, until they succeed",
     )
+    failing_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="a model that fails for so long ends the server with an error, so that whatever started "
+        "it starts it again: a GPU that is lost comes back to no process that had it; 0 waits for ever",
+    )
     low_confidence: float = Field(0.5, ge=0, le=1, description="rows below this count as low confidence")
     drift_window_rows: int = Field(
         10_000, ge=100, description="drift is measured over about so many last rows"

@@ -39,7 +39,8 @@ class VersionLifecycle:
     refresh
         Called with the names of models of which other versions answer now.
     task_ended
-        Called with a version whose batcher has ended, or hangs, and the task that shows it.
+        Called with a version whose batcher has ended, or that hangs or is given up, and the task that
+        shows it.
     """
 
     def __init__(
@@ -90,7 +91,8 @@ class VersionLifecycle:
             partial(self._set_failing, model),
             failures=settings.failed_runs,
             seconds=settings.run_timeout_seconds,
-            hangs=partial(self._task_ended, model),
+            patience=settings.failing_seconds,
+            ended=partial(self._task_ended, model),
         )
         batcher = model.batcher = Batcher(
             shared,

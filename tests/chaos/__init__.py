@@ -10,7 +10,7 @@ process. ``make test-chaos`` runs these tests, ``make test`` does not. Where a f
 | SIGTERM under load | test_workers | an answer to every call that was accepted; CANCELLED for one that gRPC had read and the server not taken, with retries nothing; then no connection |
 | a worker that is stuck | test_workers | no answer from it; /healthz names it |
 | a hundred reloads | test_reloads | nothing, and memory is as before |
-| a model that raises, wrong shape, NaN | test_models, unit/serving/test_failing | INTERNAL, for NaN INVALID_ARGUMENT; after --failed-runs UNAVAILABLE and not ready, until it works again |
+| a model that raises, wrong shape, NaN | test_models, unit/serving/test_failing | INTERNAL, for NaN INVALID_ARGUMENT; after --failed-runs UNAVAILABLE and not ready, until it works again or --failing-seconds are over; then exit status 1 |
 | rows that make a model raise | unit/serving/test_failing | INTERNAL for who sent them, others nothing |
 | a model that hangs | test_models, unit/serving/test_watchdog | UNAVAILABLE, once --run-timeout-seconds are over; exit status 1 |
 | a model that is long in loading | test_models | UNAVAILABLE with pushback; with retries nothing, if they last |

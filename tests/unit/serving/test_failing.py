@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import failing
 from serving.engine import EngineError
-from serving.failing import FailureWatch
+from serving.failing import FailsTooLong, FailureWatch
 from serving.grpc_port import SERVICES
 from serving.labels import LABELS_FILE
 from serving.pb.inference import grpc_service_pb2 as oip
@@ -79,11 +79,17 @@ async def until(condition):
             await asyncio.sleep(0.001)
 
 
-def watch(attempt, *, failures=2, seconds=0.0):
+def watch(attempt, *, failures=2, seconds=0.0, patience=0.0):
     """A watch, what it says of the model, and the tasks that it hands over."""
     said, tasks = [], []
     found = FailureWatch(
-        "toy/1", attempt, said.append, failures=failures, seconds=seconds, hangs=tasks.append
+        "toy/1",
+        attempt,
+        said.append,
+        failures=failures,
+        seconds=seconds,
+        patience=patience,
+        ended=tasks.append,
     )
     return found, said, tasks
 
@@ -123,6 +129,22 @@ async def test_what_fails_is_tried_until_it_works(caplog):
         "model fails; it is tried until it works again",
         "model works again",
     ]
+
+
+async def test_what_fails_for_too_long_is_handed_over():
+    tried = []
+
+    def attempt():
+        tried.append(1)
+        raise EngineError(GONE)
+
+    looks, said, tasks = watch(attempt, failures=1, patience=0.1)
+    looks.ran(EngineError(GONE))
+    await until(lambda: tasks)
+    assert isinstance(tasks[0].exception(), FailsTooLong)
+    assert str(tasks[0].exception()).endswith(f"--failing-seconds 0.1, at last with: {GONE}")
+    assert len(tried) > 2
+    assert said == [GONE]
 
 
 async def test_a_try_that_hangs_is_handed_over_and_one_that_was_closed_is_not():
@@ -353,7 +375,17 @@ async def test_a_version_that_is_unloaded_while_it_fails_leaves_nothing_behind(t
         assert not any("tries of" in task.get_name() for task in asyncio.all_tasks())
 
 
-async def test_a_try_that_hangs_ends_the_server(tmp_path, device, caplog):
+@pytest.mark.parametrize(
+    ("hangs", "limit", "says"),
+    [
+        (True, {"run_timeout_seconds": 0.3}, "a try of the model that failed takes longer than"),
+        (False, {"failing_seconds": 0.3}, f"has failed for --failing-seconds 0.3, at last with: {GONE}"),
+    ],
+    ids=["hangs", "fails"],
+)
+async def test_a_model_that_hangs_or_fails_for_too_long_ends_the_server(
+    tmp_path, device, caplog, hangs, limit, says
+):
     make_bundle(tmp_path)
     settings = ServerSettings(
         model_repository=tmp_path,
@@ -361,16 +393,18 @@ async def test_a_try_that_hangs_ends_the_server(tmp_path, device, caplog):
         metrics_port=0,
         device="cpu",
         failed_runs=1,
-        run_timeout_seconds=0.3,
+        **limit,
     )
     server = Server(settings, device.build)
     running = asyncio.create_task(server.run())
     await until(server.is_ready)
-    device.hang.set()
+    if hangs:
+        device.hang.set()
     device.gone = {1}
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         with caplog.at_level(logging.ERROR):
             code, _ = await Caller(server, channel).assign(np.ones((1, 8, 8), np.uint8))
             assert code is CODE.INTERNAL
             assert await running == 1
-    assert "toy/1: a try of the model that failed takes longer than --run-timeout-seconds 0.3" in caplog.text
+    assert "toy/1" in caplog.text
+    assert says in caplog.text

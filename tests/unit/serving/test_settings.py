@@ -64,6 +64,7 @@ def test_the_environment_can_name_the_file(tmp_path, monkeypatch):
         (["--model-repository", "m", "--workers", "2", "--device", "cuda"], "a GPU belongs to one process"),
         (["--model-repository", "m", "--run-timeout-seconds", "-1"], "--run-timeout-seconds"),
         (["--model-repository", "m", "--failed-runs", "0"], "--failed-runs"),
+        (["--model-repository", "m", "--failing-seconds", "-1"], "--failing-seconds"),
         (["--model-repository", "m", "--tensorrt"], "--tensorrt runs on CUDA alone; pass --device cuda"),
         (
             ["--model-repository", "m", "--device", "cuda", "--tensorrt", "--cuda-graphs"],
