@@ -177,10 +177,9 @@ def adam(modules: Sequence[nn.Module], config: TrainingConfig) -> torch.optim.Ad
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others},
     ]
-    # The rate is a tensor on the device, and so are Adam's step counts, for the sake of CUDA graphs.
-    device = matrices[0].device
-    rate = torch.tensor(config.learning_rate, device=device)
-    return torch.optim.Adam(groups, lr=rate, fused=True, capturable=device.type == "cuda")
+    # The rate is a tensor on the device, and so are a fused Adam's step counts, for the sake of CUDA graphs.
+    rate = torch.tensor(config.learning_rate, device=matrices[0].device)
+    return torch.optim.Adam(groups, lr=rate, fused=True)
 
 
 def has_clusters(run: Run) -> bool:

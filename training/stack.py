@@ -1,16 +1,19 @@
-"""Several runs on one set of stacked parameters, of which each run holds its slice."""
+"""Several runs on one set of stacked parameters, of which each run holds its slice, and steps of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from training.config import TrainingConfig
 from training.loop import adam
+from training.precision import matrix_products
 from training.stacked_model import StackedBaseline, StackedModel
 from training.state import Run
+from training.step import batch_objective
+from training.update import Updates
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -44,7 +47,7 @@ class Stack:
         self.optimiser = adam(modules, configs[0])
         for stacked, *own in zip(_parameters(self), *map(_parameters, runs), strict=True):
             self._join(stacked, own)
-        self._good = [tensor.clone() for tensor in self._tensors()]
+        self._good = {name: tensor.clone() for name, tensor in self.tensors().items()}
 
     def _join(self, stacked: Tensor, own: Sequence[Tensor]) -> None:
         states = [run.optimiser.state[parameter] for run, parameter in zip(self.runs, own, strict=True)]
@@ -60,27 +63,54 @@ class Stack:
             for name in _MOMENTS:
                 each[name] = state[name][index]
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All that training changes, four tensors a parameter: itself, its moments, Adam's count of steps."""
-        for parameter in _parameters(self):
+        found: dict[str, Tensor] = {}
+        for index, parameter in enumerate(_parameters(self)):
             state = self.optimiser.state[parameter]
-            yield from (parameter.data, *(state[name] for name in _MOMENTS), state["step"])
+            found[f"{index}"] = parameter.data
+            found |= {f"{index}.{name}": state[name] for name in (*_MOMENTS, "step")}
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take `tensors` back, in place, as `training.state.Run.load`."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
 
     def keep(self) -> None:
         """Remember the present state as the last good one."""
-        for good, tensor in zip(self._good, self._tensors(), strict=True):
-            good.copy_(tensor)
+        for name, tensor in self.tensors().items():
+            self._good[name].copy_(tensor)
 
     def leave(self, index: int, *, good: bool = False) -> None:
         """Give a run tensors of its own: the present ones, or the last good ones."""
         own = [
             (tensor if tensor.ndim == 0 else tensor[index]).clone()
-            for tensor in (self._good if good else self._tensors())
+            for tensor in (self._good if good else self.tensors()).values()
         ]
         run = self.runs[index]
         for position, parameter in enumerate(_parameters(run)):
             parameter.data, *rest = own[4 * position : 4 * position + 4]
             run.optimiser.state[parameter].update(zip((*_MOMENTS, "step"), rest, strict=True))
+
+
+class StackedUpdates(Updates):
+    """Steps of S runs at once: batches have a leading axis S, and so have `bound` and `usage`."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._start(stack, stack.configs, (len(stack.runs),))
+
+    def step(self, rows: Tensor, anchors: Tensor | None) -> None:
+        """As one run's; each run draws from its own generator."""
+        stack, config = self.trained, self.configs[0]
+        x = stack.model.preprocess(rows, self.generators)
+        with matrix_products(rows.device, config.precision):
+            step = batch_objective(stack.model, stack.baseline, x, config, self.generators, anchors)
+        stack.optimiser.zero_grad()
+        (-step.objective.surrogate.mean(-1).sum()).backward()
+        stack.optimiser.step()
+        self.bound += step.objective.bound.mean(-1)
+        self.usage += step.mean_q_y
 
 
 def _parameters(of: Run | Stack) -> list[Tensor]:

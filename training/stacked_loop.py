@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,9 @@ from training.divergence import DivergedError, trouble
 from training.initialise import assign_rows
 from training.loop import OnEpoch, advance, begin, complete_epoch, has_clusters
 from training.networks import network_for
-from training.precision import matrix_products
-from training.schedule import batches, epoch_generator
-from training.stack import Stack
+from training.schedule import batches
+from training.stack import Stack, StackedUpdates
 from training.state import CHECKPOINT_FILE, Run, save_run
-from training.step import batch_objective
 from training.warm_start import WarmStart
 
 SayOf = Callable[[int, str], None]
@@ -164,10 +162,13 @@ def _advance_together(
     saved = time.monotonic()
     wrong: dict[int, str] = {}
     epoch = stack.runs[0].epoch
+    updates = StackedUpdates(stack)
     while epoch < until and not wrong:
         began = time.monotonic()
         healthy = []
-        for index, (run, record) in enumerate(zip(stack.runs, _train_epoch(stack, rows), strict=True)):
+        for index, (run, record) in enumerate(
+            zip(stack.runs, _train_epoch(stack, rows, updates), strict=True)
+        ):
             if (said := trouble(record["bound"], run.history)) is not None:
                 wrong[index] = f"{said} at epoch {epoch}"
             else:
@@ -201,10 +202,22 @@ def _mean(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return means | {"epoch": records[0]["epoch"], "seconds": together["seconds"]}
 
 
-def _train_epoch(stack: Stack, rows: Tensor) -> list[dict[str, Any]]:
+def _epoch_batches(
+    stack: Stack, rows: Tensor, updates: StackedUpdates
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Each run's own rows ``(S, B, *shape)`` and, while there are any, their anchors."""
+    anchors = [run.anchors for run in stack.runs if run.anchors is not None]
+    size = stack.configs[0].batch_size
+    orders = (batches(len(rows), size, generator) for generator in updates.generators)
+    for each in zip(*orders, strict=True):
+        given = torch.stack([a[i] for a, i in zip(anchors, each, strict=True)]) if anchors else None
+        yield rows[torch.stack(each)], given
+
+
+def _train_epoch(stack: Stack, rows: Tensor, updates: StackedUpdates) -> list[dict[str, Any]]:
     """One epoch of every run, each on its own rows and random numbers; the host waits once, at its end."""
     began = time.perf_counter()
-    first, config, device = stack.runs[0], stack.configs[0], rows.device
+    first, config = stack.runs[0], stack.configs[0]
     epsilon_x, epsilon_z = epsilons(config, first.epoch, float(first.model.first_epsilon_x))
     for model in (stack.model, *(run.model for run in stack.runs)):
         model.epsilon_x.fill_(epsilon_x)
@@ -215,23 +228,9 @@ def _train_epoch(stack: Stack, rows: Tensor) -> list[dict[str, Any]]:
     if config.anchor > 0 and first.epoch % config.epsilon_every == 0 and has_clusters(first):
         for run in stack.runs:
             run.anchors = assign_rows(run.model, rows)
-    anchors = [run.anchors for run in stack.runs if run.anchors is not None]
-    generators = tuple(epoch_generator(own.seed, first.epoch, device) for own in stack.configs)
-    bound = torch.zeros(len(stack.runs), device=device, dtype=torch.float64)
-    usage = torch.zeros(len(stack.runs), config.n_clusters, device=device)
-    steps = 0
-    orders = (batches(len(rows), config.batch_size, generator) for generator in generators)
-    for each in zip(*orders, strict=True):
-        x = stack.model.preprocess(rows[torch.stack(each)], generators)
-        given = torch.stack([a[i] for a, i in zip(anchors, each, strict=True)]) if anchors else None
-        with matrix_products(device, config.precision):
-            step = batch_objective(stack.model, stack.baseline, x, config, generators, given)
-        stack.optimiser.zero_grad()
-        (-step.objective.surrogate.mean(-1).sum()).backward()
-        stack.optimiser.step()
-        bound += step.objective.bound.mean(-1)
-        usage += step.mean_q_y
-        steps += 1
+    updates.begin(first.epoch)
+    updates.take(_epoch_batches(stack, rows, updates))
+    bound, usage, steps = updates.bound, updates.usage, updates.steps
     finite = torch.stack([p.isfinite().flatten(1).all(1) for p in stack.model.parameters()]).all(0)
     shares = usage / steps
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum(-1)

@@ -3,12 +3,14 @@
 A small net's step is a hundred short kernels, and launching them one by one takes longer than they do. So on
 CUDA the step (preprocessing, forward, backward, Adam) is captured once and replayed. The graph remembers
 addresses: batches are copied into tensors of its own, ε and the learning rate are 0-d tensors on the device,
-and whoever changes parameters or Adam's moments does so in place (`training.state.Run.load`).
+and whoever changes parameters or Adam's moments does so in place (`training.state.Run.load`). A stack of runs
+(`training.stack`) trains by such a graph as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from training.precision import matrix_products
 from training.schedule import epoch_seed
 from training.state import Run
 from training.step import batch_objective
+
+if TYPE_CHECKING:
+    from training.stack import Stack
 
 WARM_UP_STEPS = 3
 
@@ -37,17 +42,22 @@ class Updates:
     """
 
     def __init__(self, run: Run, config: TrainingConfig) -> None:
-        device = run.model.shift.device
-        self.run, self.config = run, config
-        self.generator = torch.Generator(device)
-        self.bound = torch.zeros((), device=device, dtype=torch.float64)
-        self.usage = torch.zeros(config.n_clusters, device=device)
+        self._start(run, [config], ())
+        self.generator = self.generators[0]
+
+    def _start(self, trained: Run | Stack, configs: Sequence[TrainingConfig], shape: tuple[int, ...]) -> None:
+        device = trained.model.shift.device
+        self.trained, self.configs = trained, configs
+        self.generators = tuple(torch.Generator(device) for _ in configs)
+        self.bound = torch.zeros(shape, device=device, dtype=torch.float64)
+        self.usage = torch.zeros((*shape, configs[0].n_clusters), device=device)
         self.steps = 0
-        self._graph = _Graph(self) if device.type == "cuda" and config.cuda_graph else None
+        self._graph = _Graph() if device.type == "cuda" and configs[0].cuda_graph else None
 
     def begin(self, epoch: int) -> None:
         """Start over for ``epoch``."""
-        self.generator.manual_seed(epoch_seed(self.config.seed, epoch))
+        for generator, config in zip(self.generators, self.configs, strict=True):
+            generator.manual_seed(epoch_seed(config.seed, epoch))
         self.bound.zero_()
         self.usage.zero_()
         self.steps = 0
@@ -58,15 +68,15 @@ class Updates:
             if self._graph is None:
                 self.step(rows, anchors)
             else:
-                self._graph.step(rows, anchors)
+                self._graph.step(self, rows, anchors)
             self.steps += 1
 
     def step(self, rows: Tensor, anchors: Tensor | None) -> None:
         """What is captured: everything of a step that runs on the device."""
-        run = self.run
+        run, config = self.trained, self.configs[0]
         x = run.model.preprocess(rows, self.generator)
-        with matrix_products(rows.device, self.config.precision):
-            step = batch_objective(run.model, run.baseline, x, self.config, self.generator, anchors)
+        with matrix_products(rows.device, config.precision):
+            step = batch_objective(run.model, run.baseline, x, config, self.generator, anchors)
         run.optimiser.zero_grad()
         (-step.objective.surrogate.mean()).backward()
         run.optimiser.step()
@@ -75,32 +85,36 @@ class Updates:
 
 
 class _Graph:
-    """`Updates.step` captured once for each form of batch."""
+    """`Updates.step` captured once for each form of batch.
 
-    def __init__(self, updates: Updates) -> None:
-        self.updates = updates
+    It does not hold on to the updates it belongs to: in a cycle, a finished run's memory on the device would
+    stay until Python looks for cycles.
+    """
+
+    def __init__(self) -> None:
         self.captured: dict[tuple[torch.Size, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None]] = {}
 
-    def step(self, rows: Tensor, anchors: Tensor | None) -> None:
+    def step(self, updates: Updates, rows: Tensor, anchors: Tensor | None) -> None:
         """Take one step by replay; the first of its form captures it before."""
         form = (rows.shape, anchors is not None)
         if form not in self.captured:
-            self.captured[form] = self._capture(rows, anchors)
+            self.captured[form] = self._capture(updates, rows, anchors)
         graph, own_rows, own_anchors = self.captured[form]
         own_rows.copy_(rows, non_blocking=True)
         if own_anchors is not None and anchors is not None:
             own_anchors.copy_(anchors, non_blocking=True)
         graph.replay()
 
+    @staticmethod
     def _capture(
-        self, rows: Tensor, anchors: Tensor | None
+        updates: Updates, rows: Tensor, anchors: Tensor | None
     ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None]:
-        updates, device = self.updates, self.updates.bound.device
+        trained, device = updates.trained, updates.bound.device
         own_rows = rows.to(device, copy=True)
         own_anchors = anchors.to(device, copy=True) if anchors is not None else None
-        before = {name: value.clone() for name, value in updates.run.tensors().items()}
+        before = {name: value.clone() for name, value in trained.tensors().items()}
         bound, usage = updates.bound.clone(), updates.usage.clone()
-        state = updates.generator.get_state()
+        states = [generator.get_state() for generator in updates.generators]
         # Steps on a stream of their own let cuBLAS, autograd and Adam allocate what they keep. All they
         # change is put back.
         stream = torch.cuda.Stream(device)
@@ -109,14 +123,22 @@ class _Graph:
             for _ in range(WARM_UP_STEPS):
                 updates.step(own_rows, own_anchors)
         torch.cuda.current_stream(device).wait_stream(stream)
-        updates.run.load(before)
+        trained.load(before)
         updates.bound.copy_(bound)
         updates.usage.copy_(usage)
-        updates.generator.set_state(state)
-        # Gradients are allocated anew inside, in the graph's own memory.
-        updates.run.optimiser.zero_grad()
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(updates.generator)
-        with torch.cuda.graph(graph):
-            updates.step(own_rows, own_anchors)
+        for generator, state in zip(updates.generators, states, strict=True):
+            generator.set_state(state)
+            graph.register_generator_state(generator)
+        # Gradients are allocated anew inside, in the graph's own memory.
+        trained.optimiser.zero_grad()
+        # Only now: a fused Adam works alike without, but warns of steps outside a graph with it.
+        for group in trained.optimiser.param_groups:
+            group["capturable"] = True
+        try:
+            with torch.cuda.graph(graph):
+                updates.step(own_rows, own_anchors)
+        finally:
+            for group in trained.optimiser.param_groups:
+                group["capturable"] = False
         return graph, own_rows, own_anchors

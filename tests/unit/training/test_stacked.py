@@ -107,11 +107,11 @@ def test_features_and_no_epochs_at_all():
 def test_a_run_in_trouble_is_finished_alone_and_the_others_feel_nothing(images, monkeypatch):
     real, said = stacked_loop._train_epoch, []
 
-    def poisoned(stack, rows):
+    def poisoned(stack, *arguments):
         first = stack.runs[0].epoch
         if first == 2 and len(stack.runs) == 3:
             stack.model.y_head.weight.data[1] = math.inf
-        return real(stack, rows)
+        return real(stack, *arguments)
 
     monkeypatch.setattr(stacked_loop, "_train_epoch", poisoned)
     each = configs()

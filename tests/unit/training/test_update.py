@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from serving.manifest import InputSpec
+from tests.graphs import stand_in
+from training import model, stacked_loop, update
 from training.config import TrainingConfig
+from training.densities import gaussian_log_likelihood
 from training.loop import _build, _epoch_batches, _train_epoch
+from training.model import NVISAModel
 from training.schedule import epoch_generator
+from training.stack import Stack, StackedUpdates
 from training.step import batch_objective
 from training.update import Updates
 
@@ -90,3 +98,86 @@ def test_moments_can_be_loaded_before_the_first_step(rows):
     assert not set(addresses(fresh).values()) & set(addresses(run).values())
     for name, value in fresh.tensors().items():
         assert torch.equal(value, run.tensors()[name]), name
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> None:
+    """CUDA graphs in form, and the arithmetic of a GPU: on a CPU the decoder has shapes that depend on values."""
+
+    def log_p_x(self, x, z):
+        hidden = self._decode(z)
+        return gaussian_log_likelihood(x, self.x_mean(hidden), self.x_raw_std(hidden), self.epsilon_x)
+
+    monkeypatch.setattr(NVISAModel, "_log_p_x", log_p_x)
+    monkeypatch.setattr(update, "torch", stand_in())
+
+
+def with_graph(updates):
+    updates._graph = update._Graph()
+    return updates
+
+
+@pytest.mark.parametrize("changes", [{}, {"anchor": 1.0, "pathwise_z": True}], ids=str)
+def test_replays_are_the_steps_one_would_take(rows, changes, graphs):
+    """Over three epochs, with another ε in each, a rollback, and from the second on with anchors."""
+    settings = config(**changes, learning_rate_every=1)
+    outcomes = []
+    for graph in (True, False):
+        run = _build(settings, rows, SPEC)
+        updates = with_graph(Updates(run, settings)) if graph else Updates(run, settings)
+        records = []
+        for epoch in (0, 1, 1, 2):
+            good = {name: value.clone() for name, value in run.tensors().items()}
+            records.append(_train_epoch(run, rows, settings, updates) | {"seconds": 0})
+            if epoch == 1 and len(records) == 2:
+                run.load(good)
+                continue
+            run.history.append(records[-1])
+            run.epoch += 1
+        outcomes.append((records, run.tensors()))
+        if graph:
+            replays = [captured[0].replays for captured in updates._graph.captured.values()]
+            assert replays == ([9, 27] if "anchor" in changes else [36])
+    assert outcomes[0][0] == outcomes[1][0]
+    for name, value in outcomes[0][1].items():
+        assert torch.equal(value, outcomes[1][1][name]), name
+
+
+def test_replays_of_a_stack_are_the_steps_one_would_take(rows, graphs):
+    each = [config(seed=seed, anchor=1.0) for seed in range(3)]
+    outcomes = []
+    for graph in (True, False):
+        stack = Stack([_build(own, rows, SPEC) for own in each], each)
+        updates = with_graph(StackedUpdates(stack)) if graph else StackedUpdates(stack)
+        bounds = []
+        for epoch in range(3):
+            records = stacked_loop._train_epoch(stack, rows, updates)
+            bounds.append([record["bound"] for record in records])
+            for run, record in zip(stack.runs, records, strict=True):
+                run.epoch = epoch + 1
+                run.history.append(record)
+        outcomes.append((bounds, stack.tensors()))
+        if graph:
+            assert [captured[0].replays for captured in updates._graph.captured.values()] == [9, 18]
+    assert outcomes[0][0] == outcomes[1][0]
+    for name, value in outcomes[0][1].items():
+        assert torch.equal(value, outcomes[1][1][name]), name
+
+
+def test_a_finished_run_leaves_nothing_to_the_garbage_collector(rows, graphs, monkeypatch):
+    """Neither a graph, whose memory on a GPU would stay, nor nodes that bind parameters to a stream."""
+    monkeypatch.setattr(model, "CHUNK_VALUES", 2 * 32 * 16)  # samples are decoded again, two at a time
+    gc.collect()
+    gc.disable()
+    try:
+        run = _build(config(), rows, SPEC)
+        updates = with_graph(Updates(run, config()))
+        updates.take([(rows[:32], None)])
+        left = weakref.ref(updates), weakref.ref(updates._graph)
+        updates._graph.captured.clear()
+        found = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+        assert not [x for x in found if x.grad_fn is not None]
+        del updates
+        assert [reference() for reference in left] == [None, None]
+    finally:
+        gc.enable()
