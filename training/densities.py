@@ -81,6 +81,39 @@ def gaussian_log_likelihood(x: Tensor, mean: Tensor, raw_std: Tensor, epsilon: T
     return out
 
 
+class _AtClusters(torch.autograd.Function):
+    """A gather along the first axis whose gradient a GPU sums in one order, not as its threads come by."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        ctx.shape = values.shape
+        return values.gather(0, _index(values, y))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        # Places (the axes between) are batches of a product over samples: (n, K, M) by (n, M, L).
+        chosen = y.flatten(1).T.unsqueeze(1) == torch.arange(ctx.shape[0], device=y.device).unsqueeze(-1)
+        grad = grads[0].reshape(len(y), chosen.shape[0], -1).transpose(0, 1)
+        return (chosen.to(grad.dtype) @ grad).transpose(0, 1).reshape(ctx.shape), None
+
+
+def at_clusters(values: Tensor, y: Tensor) -> Tensor:
+    """Of what there is for each cluster that for clusters y, int64 ``(M, ...)``.
+
+    ``(K, ...) -> (M, ...)``, or with a last axis of its own ``(K, ..., L) -> (M, ..., L)``.
+    """
+    if values.device.type == "cpu":
+        return values.gather(0, _index(values, y))
+    out: Tensor = _AtClusters.apply(values, y)
+    return out
+
+
+def _index(values: Tensor, y: Tensor) -> Tensor:
+    return y if values.ndim == y.ndim else y.unsqueeze(-1).expand(*y.shape, values.shape[-1])
+
+
 def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
     """log p(x|z) for Bernoulli p(x|z): ``x (B, D)`` in [0, 1], ``logits (M, B, D)`` -> ``(M, B)`` nats."""
     return (x * logits - F.softplus(logits)).sum(-1)

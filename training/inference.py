@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training.densities import normal_log_density, sample_categorical, sample_normal
 from training.model import NVISAModel
+from training.precision import float32_convolutions
 from training.rows import part_rows
 from training.schedule import epoch_generator
 from training.step import row_bounds, rows_at_once
@@ -37,12 +38,14 @@ def parts(model: NVISAModel, x: np.ndarray, size: int | None = None) -> Iterator
 
 
 @torch.no_grad()
+@float32_convolutions()
 def probabilities(model: NVISAModel, x: np.ndarray) -> np.ndarray:
     """q(y|x): ``(n, *shape) -> (n, K)``, float32."""
     return torch.cat([model(part).cpu() for part in parts(model, x)]).numpy()
 
 
 @torch.no_grad()
+@float32_convolutions()
 def assign(model: NVISAModel, x: np.ndarray) -> Assigned:
     """Clusters of ``x (n, *shape)``, holding on to 16 bytes a row however many clusters there are."""
     found = []
@@ -56,6 +59,7 @@ def assign(model: NVISAModel, x: np.ndarray) -> Assigned:
 
 
 @torch.no_grad()
+@float32_convolutions()
 def codes(model: NVISAModel, x: np.ndarray) -> np.ndarray:
     """Mean of q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
     found = []
@@ -66,6 +70,7 @@ def codes(model: NVISAModel, x: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
+@float32_convolutions()
 def sample_posterior(model: NVISAModel, x: np.ndarray, seed: int) -> np.ndarray:
     """z ~ q(z|y,x) at the most probable y: ``(n, *shape) -> (n, L)``, float32."""
     generator = torch.Generator(model.shift.device).manual_seed(seed)
@@ -77,6 +82,7 @@ def sample_posterior(model: NVISAModel, x: np.ndarray, seed: int) -> np.ndarray:
 
 
 @torch.no_grad()
+@float32_convolutions()
 def sample_aggregate(model: NVISAModel, x: np.ndarray, seed: int) -> np.ndarray:
     """z ~ sum_y q(z|y,x) q(y|x), one draw a row: ``(n, *shape) -> (n, L)``, float32 (paper §III-D)."""
     generator = torch.Generator(model.shift.device).manual_seed(seed)
@@ -120,6 +126,7 @@ def sample_prior(model: NVISAModel, y: np.ndarray, seed: int) -> np.ndarray:
 
 
 @torch.no_grad()
+@float32_convolutions()
 def decode(model: NVISAModel, z: np.ndarray) -> np.ndarray:
     """Mean of p(x|z) in raw units: ``(n, L) -> (n, *shape)``; images as uint8, features as float32."""
     device = model.shift.device

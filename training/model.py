@@ -17,6 +17,7 @@ from serving.manifest import InputSpec
 from training.config import TrainingConfig
 from training.decoding import bernoulli, decoded_log_likelihood, gaussian
 from training.densities import (
+    at_clusters,
     bernoulli_log_likelihood,
     bounded_std,
     gaussian_log_likelihood,
@@ -152,9 +153,8 @@ class NVISAModel(nn.Module):
         if y[..., 0].numel() > self.n_clusters:
             # (K, B, H): what each y would give.
             mean, std = self._z_head(features + self.z_from_y.to(features.dtype).unsqueeze(1))
-            chosen = y.unsqueeze(-1).flatten(0, -3).expand(-1, -1, mean.shape[-1])
-            shape = (*y.shape, mean.shape[-1])
-            return mean.gather(0, chosen).view(shape), std.gather(0, chosen).view(shape)
+            chosen, shape = y.flatten(0, -2), (*y.shape, mean.shape[-1])
+            return at_clusters(mean, chosen).view(shape), at_clusters(std, chosen).view(shape)
         # A product, not a look-up: its gradient is summed in float32 even when features are bfloat16.
         return self._z_head(features + F.one_hot(y, self.n_clusters).to(features.dtype) @ self.z_from_y)
 

@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.densities import LOG_2PI, normal_log_density
 from training.inference import BATCH, parts
 from training.model import NVISAModel
+from training.precision import float32_convolutions
 
 SCORE = "bound of log p(x) at the mean of z, one std for all values"
 # Shares of the training rows at which the energy is kept: nearer to each other towards 1, where it matters.
@@ -120,6 +121,7 @@ def terms(model: NVISAModel, x: Tensor) -> Terms:
 
 
 @torch.no_grad()
+@float32_convolutions()
 def calibrate(model: NVISAModel, x: np.ndarray) -> Ranks:
     """Energies of training rows ``x (n, *shape)``, for novelty to be a rank among them."""
     # One array for all rows: a small one a part, kept between the parts' large tensors, would split the heap.
@@ -146,6 +148,7 @@ def _increasing(values: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
+@float32_convolutions()
 def novelty(model: NVISAModel, ranks: Ranks, x: np.ndarray) -> np.ndarray:
     """Novelty of rows ``x (n, *shape)``: float32 ``(n,)`` in [0, 1]."""
     head = NoveltyHead(ranks).to(model.shift.device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -41,3 +42,19 @@ def matrix_products(device: torch.device, precision: Precision) -> AbstractConte
     """
     low = precision == "low" or (precision == "auto" and low_precision_pays(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=low)
+
+
+@contextmanager
+def float32_convolutions() -> Iterator[None]:
+    """Context, or decorator, in which a GPU's convolutions are float32.
+
+    By torch's default they are TF32, of ten bits: enough to train with, but then a GPU's q(y|x) and a CPU's,
+    or that of an exported graph, agree to three digits only.
+    """
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before

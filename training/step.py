@@ -10,7 +10,13 @@ from torch import Tensor
 
 from training.agreement import anchor_loss
 from training.config import TrainingConfig
-from training.densities import normal_log_density, sample_categorical, sample_normal, sample_relaxed
+from training.densities import (
+    at_clusters,
+    normal_log_density,
+    sample_categorical,
+    sample_normal,
+    sample_relaxed,
+)
 from training.model import Baseline, Encoding, NVISAModel
 from training.noise import Source
 from training.objectives import Objective, enumerated_elbo, nvil, relaxed_elbo, vimco
@@ -71,7 +77,7 @@ def _estimate(
     y = sample_categorical(encoding.log_q_y, config.n_samples, generator)
     mean, std = model.q_z(encoding.hidden, y)
     z = sample_normal(mean, std, generator)
-    log_q_y = encoding.log_q_y.movedim(-1, 0).gather(0, y)
+    log_q_y = at_clusters(encoding.log_q_y.movedim(-1, 0), y)
     if not config.pathwise_z:
         z = z.detach()
     log_q = log_q_y + normal_log_density(z, mean, std)

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from training import densities
 from training.densities import (
+    _AtClusters,
+    at_clusters,
     bernoulli_log_likelihood,
     gaussian_log_likelihood,
     normal_log_density,
@@ -103,3 +105,20 @@ def test_sample_normal_is_reparameterised():
     gradients = torch.autograd.grad(z.sum(), (mean, std))
     torch.testing.assert_close(gradients[0], torch.ones(3))
     torch.testing.assert_close(gradients[1], (z / 2).detach())
+
+
+@pytest.mark.parametrize("width", [(), (3,)])
+@pytest.mark.parametrize("places", [(5,), (2, 5)])
+def test_the_gradient_of_a_choice_of_clusters_is_that_of_a_gather(places, width):
+    """The form for GPUs, whose own would be summed in any order."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 4, (6, *places), generator=generator)
+    y[y == 3] = 0  # one cluster is never drawn
+    outcomes = []
+    for function in (at_clusters, _AtClusters.apply):
+        values = torch.randn((4, *places, *width), generator=generator.manual_seed(1)).requires_grad_()
+        found = function(values, y)
+        found.square().mul(torch.arange(6.0).view(-1, *[1] * (found.ndim - 1))).sum().backward()
+        outcomes.append((found.detach(), values.grad))
+    assert torch.equal(outcomes[0][0], outcomes[1][0])
+    torch.testing.assert_close(outcomes[0][1], outcomes[1][1])
