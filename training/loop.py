@@ -138,6 +138,8 @@ def advance(
         if checkpoint is not None and (left == 0 or time.monotonic() - saved >= config.checkpoint_seconds):
             save_run(run, checkpoint, config)
             saved = time.monotonic()
+    # Those of a CUDA graph would keep all of its memory.
+    run.optimiser.zero_grad()
     if config.total_epochs == 0 and run.score is None:
         run.score = warm_bound(run.model, rows, config)
 
