@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -293,20 +292,3 @@ def test_memory_grows_with_samples_by_less_than_their_outputs(images, monkeypatc
     assert many < 4.5 * few, "linear in M"
     outputs = 2 * 4 * 100 * 144  # mean and std of a sample of the batch
     assert many - few < 1.5 * 3000 * outputs, "the [M, B, D] outputs are not kept"
-
-
-@pytest.mark.parametrize("stacked", [False, True], ids=["run", "stack"])
-def test_a_replay_is_faster_than_launches_one_by_one(images, stacked):
-    rows, seconds = torch.from_numpy(images).cuda(), []
-    for graph in (True, False):
-        own = [config(seed=seed, cuda_graph=graph) for seed in range(3)]
-        runs = [_build(settings, rows, describe(images)) for settings in own]
-        updates = StackedUpdates(Stack(runs, own)) if stacked else Updates(runs[0], own[0])
-        batch = rows[:300].unflatten(0, (3, 100)) if stacked else rows[:100]
-        updates.take([(batch, None)] * 3)
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        updates.take([(batch, None)] * 200)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    assert seconds[0] < seconds[1] / 2
