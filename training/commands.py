@@ -41,7 +41,7 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
         old = Fitted.load(settings.warm_start) if settings.warm_start is not None else None
         loaded = data.load(
             settings.data,
-            label_column=settings.label_column,
+            **settings.columns(),
             memory=config.memory,
             scratch=settings.scratch or _disk_of(settings.output),
             say=progress.say,
@@ -91,9 +91,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     settings = load_settings(EvaluateSettings, arguments)
     fitted = Fitted.load(settings.run, resolve_device(settings.device))
-    source = data.open_data(
-        settings.data, split=settings.split, label_column=settings.label_column, labels=True
-    )
+    source = data.open_data(settings.data, split=settings.split, labels=True, **settings.columns())
     scores, start = score_run(fitted, source)
     if settings.json:
         # The start's scores go under a key of their own, beside the model's.
@@ -102,9 +100,13 @@ def evaluate(arguments: Sequence[str]) -> None:
         print(json.dumps(document, indent=2))
         return
     print(scores)
+    if not source.has_labels:
+        print(
+            "\nno labels there, so no ACC, NMI or ARI; of a Parquet or CSV file name them with --label-column"
+        )
     if start is not None and start.acc is not None:
         print(
-            f"\n{fitted.start_name}, the start of this run: "
+            f"\n{fitted.start_name}, the start of this run, as its nets had learned it: "
             f"ACC {start.acc:.4f}, NMI {start.nmi:.4f}, ARI {start.ari:.4f}"
         )
 
@@ -164,7 +166,7 @@ def align(arguments: Sequence[str]) -> None:
         refuse_existing(settings.output)
     bundle = read_bundle(settings.old_bundle)
     fitted = Fitted.load(settings.new_run, resolve_device(settings.device))
-    loaded = data.load(settings.data, split=settings.split, label_column=settings.label_column)
+    loaded = data.load(settings.data, split=settings.split, **settings.columns())
     check_rows(bundle.manifest.input, loaded.spec, settings.data)
     check_same(fitted.origin, loaded.origin, settings.data)
     aligned, alignment = match_clusters(fitted, bundle, loaded.x)
@@ -183,7 +185,7 @@ def suggest_k(arguments: Sequence[str]) -> None:
     from training.settings import SuggestKSettings
 
     settings = load_settings(SuggestKSettings, arguments)
-    loaded = data.load(settings.data, split=settings.split, label_column=settings.label_column)
+    loaded = data.load(settings.data, split=settings.split, **settings.columns())
     first, last = getattr(settings, "from"), settings.to
     count = count_clusters(
         loaded,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,8 @@ def open_data(
     *,
     split: Split = "train",
     label_column: str | None = None,
+    id_columns: Sequence[str] = (),
+    feature_columns: Sequence[str] = (),
     labels: bool = False,
     side: int | None = None,
 ) -> Source:
@@ -68,6 +70,10 @@ def open_data(
         ``train`` or ``test`` where the source has both (IDX folders); `digits` and single files have none.
     label_column
         Column of labels in a Parquet or CSV file, which is therefore no feature.
+    id_columns
+        Columns that are no features.
+    feature_columns
+        Those that are, in this order; by default see `serving.readers.open_source`.
     labels
         Read the labels, to score with. A fit leaves them unread.
     side
@@ -87,6 +93,8 @@ def open_data(
         Path(source),
         split=split,
         label_column=label_column,
+        id_columns=tuple(id_columns),
+        feature_columns=tuple(feature_columns),
         read_labels=labels,
         expected=resized,
         resize=resized is not None,
@@ -98,6 +106,8 @@ def load(
     *,
     split: Split = "train",
     label_column: str | None = None,
+    id_columns: Sequence[str] = (),
+    feature_columns: Sequence[str] = (),
     labels: bool = False,
     memory: Memory = "resident",
     scratch: Path | None = None,
@@ -107,7 +117,7 @@ def load(
 
     Parameters
     ----------
-    source, split, label_column, labels
+    source, split, label_column, id_columns, feature_columns, labels
         See `open_data`.
     memory
         ``resident`` loads it. ``mapped`` maps NPY and plain IDX files into memory, and has the rows of other
@@ -116,7 +126,7 @@ def load(
         Folder for the temporary file, which has no name there and is gone with the process; by default the
         system's.
     say
-        Hears of what takes long.
+        Hears which columns are the row, and of what takes long.
 
     Raises
     ------
@@ -124,7 +134,19 @@ def load(
         If the source is missing, damaged, empty, or has a row that cannot be used; the message names it. Of
         NPY and IDX files that are mapped, `check_fit` looks at the rows. Or if ``scratch`` has no room.
     """
-    reader = open_data(source, split=split, label_column=label_column, labels=labels)
+    reader = open_data(
+        source,
+        split=split,
+        label_column=label_column,
+        id_columns=id_columns,
+        feature_columns=feature_columns,
+        labels=labels,
+    )
+    if reader.features:
+        from serving.readers.columns import listed
+
+        left_out = f"; left out: {listed(reader.left_out)}" if reader.left_out else ""
+        say(f"{source}: a row is {listed(reader.features)}{left_out}")
     size = n_bytes(reader.n_rows, reader.input)
     if memory == "resident" or (memory == "auto" and size <= SHARE * free_ram()):
         x, found = read_all(reader)

@@ -75,9 +75,13 @@ def embed(x: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
         float64 ``(n, 10)``, or ``x`` itself where ten dimensions are no reduction or the rows are too few
         for a graph.
     """
-    if x.shape[1] <= DIMENSIONS or len(x) < LEAST_ROWS:
+    if not _can_be_embedded(x):
         return np.asarray(x, np.float64)
     return np.asarray(fit_umap(x, n_neighbors, seed).embedding_, np.float64)
+
+
+def _can_be_embedded(x: np.ndarray) -> bool:
+    return x.shape[1] > DIMENSIONS and len(x) >= LEAST_ROWS
 
 
 def fit_umap(x: np.ndarray, n_neighbors: int, seed: int) -> Any:
@@ -128,13 +132,14 @@ def responsibilities(
     points = comparable(x, config.embedding_metric, config.seed)
     if features is not None:
         points = side_by_side(points, components(features, config.seed))
+    by, done = ("umap", "embedded and clustered") if _can_be_embedded(points) else ("mixture", "clustered")
     found = []
     for clustering in _clusterings(points, config):
         found.append(clustering)
-        say(f"umap {len(found)}/{config.embeddings}: {len(x)} rows embedded and clustered")
+        say(f"{by} {len(found)}/{config.embeddings}: {len(x)} rows {done}")
     agreements = mean_agreement([r.argmax(1) for r in found])
     if len(found) > 1:
-        say(f"mean agreement with the other embeddings: {', '.join(f'{a:.3f}' for a in agreements)}")
+        say(f"mean agreement with the others: {', '.join(f'{a:.3f}' for a in agreements)}")
     return found[int(np.argmax(agreements))]
 
 

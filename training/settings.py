@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, create_model, field_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from serving.configuration import InvalidSettings, LayeredSettings
+from serving.configuration import InvalidSettings, LayeredSettings, Names
 from training.config import EmbeddingMetric, TrainingConfig, explain, load_preset, preset_names
 
 # As in training.cluster_count, which takes a second to import.
@@ -22,14 +22,30 @@ _DATA = (
     "IDX folder, .npy, .npz, .parquet, .csv, folder of images, binary files of CIFAR or STL-10, or the word "
     "digits"
 )
-_LABELS = "column of labels in a Parquet or CSV file; for scoring only, never seen by a fit"
+_LABELS = "column of labels in a Parquet or CSV file: no feature; for scoring only, never seen by a fit"
+
+
+class _TableSettings(LayeredSettings):
+    """Which columns of a table are what."""
+
+    label_column: str | None = Field(None, description=_LABELS)
+    id_columns: Names = Field((), description="a,b: columns of a Parquet or CSV file that are no features")
+    feature_columns: Names = Field((), description="a,b: columns that make up a row; unset: all of numbers")
+
+    def columns(self) -> dict[str, Any]:
+        """As `training.data.open_data` takes them."""
+        return {
+            "label_column": self.label_column,
+            "id_columns": self.id_columns,
+            "feature_columns": self.feature_columns,
+        }
 
 
 with warnings.catch_warnings():
     # --json takes the name of a deprecated method of pydantic's, which nobody calls here.
     warnings.filterwarnings("ignore", 'Field name "json"', UserWarning)
 
-    class EvaluateSettings(LayeredSettings):
+    class EvaluateSettings(_TableSettings):
         """Score a run on labelled data: ACC (Hungarian, one-to-one), NMI, ARI, sizes, confidence."""
 
         model_config = SettingsConfigDict(env_prefix="NVISA_EVALUATE_", cli_prog_name="nvisa-train evaluate")
@@ -37,11 +53,10 @@ with warnings.catch_warnings():
         run: CliPositionalArg[Path] = Field(description="directory of a fit")
         data: str = Field(description=_DATA)
         split: Literal["train", "test"] = Field("test", description="part of an IDX folder")
-        label_column: str | None = Field(None, description=_LABELS)
         json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
         device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the model")
 
-    class AlignSettings(LayeredSettings):
+    class AlignSettings(_TableSettings):
         """Number and name a run's clusters like those of an older bundle, and tell which rows move.
 
         Ids in a model are 0 to K - 1. Clusters that are new get ids after the old ones. With fewer clusters
@@ -55,14 +70,11 @@ with warnings.catch_warnings():
         data: str = Field(description="rows to compare the two on: " + _DATA)
         output: Path | None = Field(None, description="directory of the aligned run; none: only report")
         split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
-        label_column: str | None = Field(
-            None, description="column of a Parquet or CSV file that is no feature"
-        )
         allow_fewer: bool = Field(False, description="write a run of fewer clusters than the old model's")
         json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
         device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the new model")
 
-    class _SuggestKCommand(LayeredSettings):
+    class _SuggestKCommand(_TableSettings):
         """Measure how many clusters there may be: BIC, silhouette and stability over K. A hint, no answer.
 
         Gaussian mixtures are fitted to the embedding that a fit with --initialisation umap would start from,
@@ -86,9 +98,6 @@ with warnings.catch_warnings():
         )
         seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
         split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
-        label_column: str | None = Field(
-            None, description="column of a Parquet or CSV file that is no feature"
-        )
         json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
 
 
@@ -179,7 +188,7 @@ class ReportSettings(LayeredSettings):
     output: Path | None = Field(None, description="where the pictures go; default: RUN/report")
 
 
-class _FitCommand(LayeredSettings):
+class _FitCommand(_TableSettings):
     """Fit NVISA to unlabelled data."""
 
     model_config = SettingsConfigDict(env_prefix="NVISA_FIT_", cli_prog_name="nvisa-train fit")
@@ -189,7 +198,6 @@ class _FitCommand(LayeredSettings):
     preset: str = Field(
         DEFAULT_PRESET, description=f"hyper-parameters to start from: {', '.join(preset_names())}"
     )
-    label_column: str | None = Field(None, description=_LABELS + "; here: do not use it as a feature")
     resume: bool = Field(False, description="go on from the run's last checkpoint")
     scratch: Path | None = Field(
         None,

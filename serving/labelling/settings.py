@@ -6,19 +6,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
-from serving.configuration import LayeredSettings
+from serving.configuration import LayeredSettings, Names
 from serving.readers import Split
 from serving.runtime import Device
-
-
-def _split_names(value: object) -> object:
-    parts = [value] if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple):
-        return value
-    return tuple(name.strip() for part in parts for name in str(part).split(",") if name.strip())
 
 
 def _checked_shard(text: str) -> str:
@@ -26,9 +19,6 @@ def _checked_shard(text: str) -> str:
     if not match or not int(match[1]) < int(match[2]):
         raise ValueError("must be i/n with 0 <= i < n, such as 0/4")
     return text
-
-
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
 class LabelSettings(LayeredSettings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,7 +51,7 @@ def assign_roles(path: Path, schema: pa.Schema, choice: ColumnChoice) -> Roles:
     named = [*([choice.label] if choice.label else []), *choice.ids, *choice.features]
     missing = [name for name in named if name not in names]
     if missing:
-        raise DataError(f"{path}: has no column {missing}; it has {_listed(names)}")
+        raise DataError(f"{path}: has no column {missing}; it has {listed(names)}")
     overlap = {choice.label, *choice.ids} & set(choice.features)
     if overlap or len(set(choice.features)) < len(choice.features):
         raise DataError(f"{path}: a feature column is named twice, or also as label or id: {sorted(named)}")
@@ -76,7 +77,7 @@ def assign_roles(path: Path, schema: pa.Schema, choice: ColumnChoice) -> Roles:
         return Roles("list", lists)
     if not numeric:
         raise DataError(
-            f"{path}: no image, list or numeric column to make up a row among {_listed(list(candidates))}"
+            f"{path}: no image, list or numeric column to make up a row among {listed(candidates)}"
         )
     if not choice.features:
         _refuse_suspects(path, numeric)
@@ -123,6 +124,7 @@ def _refuse_suspects(path: Path, numeric: tuple[str, ...]) -> None:
         )
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{names[:_SHOWN]}{more}"
+    return f"{list(names[:_SHOWN])}{more}"

@@ -8,19 +8,24 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
+from pyarrow import types
 
 from serving.readers.columns import ColumnChoice, assign_roles
 from serving.readers.decode import NumericRows
 from serving.readers.source import DataError
 from serving.readers.tables import RowStream, TableSource
 
+# Cells of a column that are looked at for whether they are numbers.
+_TRIED_CELLS = 10_000
+
 
 class CsvSource(TableSource):
     """Rows of a CSV file's numeric columns, as float32.
 
-    Which columns are numeric is inferred from the first megabyte. Cells are read as text and parsed here,
-    so that one bad cell spoils its row only, and ids keep their leading zeros. Opening counts the rows,
-    which reads the file once; reading on from where the last chunk ended does not start over.
+    Which columns are numeric is inferred from the first megabyte: those of which at least half of the cells
+    are, empty ones aside. Cells are read as text and parsed here, so that one bad cell spoils its row only,
+    and ids keep their leading zeros. Opening counts the rows, which reads the file once; reading on from
+    where the last chunk ended does not start over.
 
     Parameters
     ----------
@@ -31,10 +36,15 @@ class CsvSource(TableSource):
     def __init__(self, path: Path, choice: ColumnChoice) -> None:
         with _reading(path), pacsv.open_csv(path, read_options=_read_options()) as reader:
             schema = reader.schema
-        _refuse_headerless(path, schema.names)
+            names = schema.names
+        _refuse_headerless(path, names)
+        for field in schema:
+            if types.is_binary(field.type):  # Arrow's word for cells that are not UTF-8
+                raise DataError(f"{path}: column {field.name!r} is not UTF-8; save the file as UTF-8")
         self.path = path
+        schema = self._with_numbers(schema, {choice.label, *choice.ids})
         roles = assign_roles(path, schema, choice)
-        n_rows = sum(len(batch) for batch in self._batches((schema.names[0],)))
+        n_rows = sum(len(batch) for batch in self._batches((names[0],)))
         super().__init__(path, (path,), n_rows, schema, choice, roles, NumericRows(roles.features))
         self._open_stream: tuple[tuple[str, ...], RowStream] | None = None
 
@@ -47,6 +57,21 @@ class CsvSource(TableSource):
         stream.skip(start - stream.position)
         return stream
 
+    def _with_numbers(self, schema: pa.Schema, others: set[str | None]) -> pa.Schema:
+        """Make numeric what Arrow takes for text on account of a few cells."""
+        names = [f.name for f in schema if types.is_string(f.type) and f.name not in others]
+        if len(set(schema.names)) < len(schema) or not names:
+            return schema
+        batch = next(self._batches(tuple(names)), None)
+        if batch is None:
+            return schema
+        for name in names:
+            cells = [cell for cell in batch.column(name).slice(0, _TRIED_CELLS).to_pylist() if cell.strip()]
+            if 2 * sum(map(_is_number, cells)) >= len(cells) > 0:
+                index = schema.get_field_index(name)
+                schema = schema.set(index, pa.field(name, pa.float64()))
+        return schema
+
     def _batches(self, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
         options = pacsv.ConvertOptions(
             include_columns=list(columns),
@@ -58,6 +83,14 @@ class CsvSource(TableSource):
             pacsv.open_csv(self.path, read_options=_read_options(), convert_options=options) as reader,
         ):
             yield from reader
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_options() -> pacsv.ReadOptions:
@@ -84,6 +117,10 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a readable CSV file: {str(error).strip()}") from error
+    except UnicodeDecodeError as error:  # Arrow looks at cells, and not at the header
+        raise DataError(
+            f"{path}: the header is not UTF-8: {error.object[: error.end]!r}; save the file as UTF-8"
+        ) from error
     except OSError as error:
         if error.errno is not None:
             raise

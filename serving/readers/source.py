@@ -69,7 +69,13 @@ class Source(ABC):
         What one row looks like: uint8 rows are images, everything else is float32 features.
     has_labels
         Whether chunks carry labels.
+    features, left_out
+        Names of the columns that make up a row, in order, and of those that nobody asked for and that can be
+        no part of it; empty where there are no columns.
     """
+
+    features: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __init__(
         self, path: Path, files: tuple[Path, ...], n_rows: int, spec: InputSpec, *, has_labels: bool

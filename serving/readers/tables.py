@@ -87,6 +87,8 @@ class TableSource(Source):
         self._decoder = decoder
         wanted = {*roles.features, *choice.ids, *([self._label] if self._label else [])}
         self._columns = tuple(name for name in schema.names if name in wanted)
+        self.features = roles.features
+        self.left_out = tuple(name for name in schema.names if name not in {*wanted, choice.label})
 
     @abstractmethod
     def _stream(self, start: int, columns: tuple[str, ...]) -> RowStream:

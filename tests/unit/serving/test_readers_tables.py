@@ -28,7 +28,7 @@ def parquet(path: Path, row_group_size: int = 1000, **columns) -> Path:
 
 
 def csv(path: Path, text: str) -> Path:
-    path.write_text(text)
+    path.write_text(text, "latin-1")
     return path
 
 
@@ -284,6 +284,20 @@ def test_bad_csv_cells_are_row_errors_also_far_down(tmp_path):
     np.testing.assert_array_equal(chunk.x[:, 1], [n - 2.5, 0, n - 0.5])
 
 
+def test_a_cell_that_is_no_number_takes_no_column_away(tmp_path):
+    text = "a,b,note,date,code\n1,2,x,2024-01-01,A1\n3,?,5,2024-01-02,7\n,4,y,2024-01-03,B2\n"
+    source = open_source(csv(tmp_path / "a.csv", text))
+    assert (source.features, source.left_out) == (("a", "b"), ("note", "date", "code"))
+    (chunk,) = source.chunks()
+    np.testing.assert_array_equal(chunk.x[0], [1, 2])
+    assert chunk.errors.keys() == {1, 2}
+    assert chunk.errors[1] == "column 'b' holds '?', which is not a number"
+    # Whoever says that it is something else is right.
+    source = open_source(tmp_path / "a.csv", id_columns=["b"], label_column="note")
+    assert (source.features, source.left_out) == (("a",), ("date", "code"))
+    assert next(source.chunks()).ids.to_pylist() == [{"b": "2"}, {"b": "?"}, {"b": "4"}]
+
+
 def test_csv_chunks_forward_back_and_interleaved(tmp_path):
     text = "a\n" + "\n".join(map(str, range(1000))) + "\n"
     source = open_source(csv(tmp_path / "a.csv", text))
@@ -302,6 +316,8 @@ def test_csv_chunks_forward_back_and_interleaved(tmp_path):
         ("a,a\n1,2\n", r"more than one column named \['a'\]"),
         ("a\nx\n", "no image, list or numeric column"),
         (",a\n0,1\n1,2\n", "column '' looks like an id"),
+        ("a,été\n1,2\n", "the header is not UTF-8: b'.xe9'"),
+        ("a,b\n1,été\n", "column 'b' is not UTF-8"),
     ],
 )
 def test_csv_that_cannot_be_read(tmp_path, text, message):

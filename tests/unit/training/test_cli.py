@@ -49,7 +49,7 @@ def test_evaluate_prints_a_table_and_json(run, table, capsys):
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "ACC" in text
-    assert "UMAP+GMM, the start of this run" in text
+    assert "UMAP+GMM, the start of this run, as its nets had learned it: ACC" in text
     assert main([*arguments, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert {"acc", "nmi", "ari", "cluster_sizes", "empty_clusters", "mean_confidence", "start"} <= set(scores)
@@ -63,6 +63,29 @@ def test_evaluate_without_labels_gives_sizes_alone(run, tmp_path, capsys):
     scores = json.loads(capsys.readouterr().out)
     assert scores["acc"] is None
     assert scores["n_rows"] == 5
+
+
+def test_columns_are_chosen_by_name_and_said(run, table, tmp_path, capsys):
+    header, *lines = table.read_text().splitlines()
+    numbered = tmp_path / "numbered.csv"
+    rows = [f"{i},{line},some text" for i, line in enumerate(lines)]
+    numbered.write_text("\n".join([f"id,{header},note", *rows]) + "\n")
+    arguments = ["fit", str(numbered), "--clusters", "3", *SMALL, "--output"]
+    assert main([*arguments, str(tmp_path / "run")]) == 2
+    assert "column 'id' looks like an id and would become a feature; name it with --id-columns" in (
+        capsys.readouterr().err
+    )
+    assert main([*arguments, str(tmp_path / "run"), "--id-columns", "id", "--label-column", "kind"]) == 0
+    said = capsys.readouterr().err
+    assert "a row is ['a', 'b', 'c']; left out: ['note']" in said
+    assert "mixture 1/" in said, "of three columns there is no embedding"
+    assert main([*arguments, str(tmp_path / "other"), "--feature-columns", "c,a"]) == 0
+    assert "a row is ['c', 'a']" in capsys.readouterr().err
+    evaluate = ["evaluate", str(run), "--data", str(numbered), "--id-columns", "id"]
+    assert main(evaluate) == 0
+    assert "no labels there" in capsys.readouterr().out
+    assert main([*evaluate, "--label-column", "kind"]) == 0
+    assert "ACC" in capsys.readouterr().out
 
 
 def test_all_scores_are_kept(run):
@@ -91,7 +114,7 @@ def test_fit_again_from_an_old_run(run, table, tmp_path, capsys):
     assert main([*arguments, str(run)]) == 0
     assert "warm start: the old run's weights" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "new"), "--data", str(table), "--label-column", "kind"]) == 0
-    assert "the old model, the start of this run: ACC" in capsys.readouterr().out
+    assert "the old model, the start of this run, as its nets had learned it: ACC" in capsys.readouterr().out
     assert main([*arguments, str(run), "--resume", "--epochs", "2"]) == 0
     assert main([*arguments, str(tmp_path / "new"), "--resume"]) == 2
     assert "another run's weights" in capsys.readouterr().err
