@@ -46,4 +46,4 @@ def test_of_many_rows_embeddings_are_made_in_processes_and_are_the_same(monkeypa
     finally:
         torch.set_num_threads(threads)
     np.testing.assert_allclose(found, alone, rtol=1e-6, atol=1e-12)
-    assert [line.partition(":")[0] for line in said[:3]] == ["umap 1/3", "umap 2/3", "umap 3/3"]
+    assert [line.partition(":")[0] for line in said[:3]] == ["mixture 1/3", "mixture 2/3", "mixture 3/3"]
