@@ -11,7 +11,7 @@ import numpy as np
 from serving.batcher import Answer
 from serving.errors import InvalidInput
 from serving.grpc_stream import answer_stream
-from serving.inputs import check_dtype, from_bytes, from_numbers
+from serving.inputs import check_columns, check_dtype, from_bytes, from_numbers
 from serving.manifest import InputSpec, Manifest
 from serving.metrics import Metrics
 from serving.model_messages import DATA_TYPES, describe
@@ -135,6 +135,7 @@ def read_tensor(spec: InputSpec, tensor: pb.Tensor, data: bytes) -> np.ndarray:
     InvalidInput
         If they do not fit.
     """
+    check_columns(spec, tensor.columns)
     dtype = _DTYPE_NAMES.get(tensor.dtype)
     if tensor.dtype != pb.DATA_TYPE_UNSPECIFIED:
         check_dtype(spec, dtype or f"of the unknown dtype {tensor.dtype}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.errors import InvalidInput
-from serving.manifest import InputSpec
+from serving.manifest import InputSpec, columns_difference
 
 
 def from_bytes(spec: InputSpec, shape: Sequence[int], data: bytes) -> np.ndarray:
@@ -73,6 +73,16 @@ def check_dtype(spec: InputSpec, dtype: str) -> None:
     """Raise `InvalidInput` unless ``dtype`` is the model's."""
     if dtype != spec.dtype:
         raise InvalidInput(f"the input is {dtype}, the model takes {spec.dtype}")
+
+
+def check_columns(spec: InputSpec, columns: Sequence[str]) -> None:
+    """Raise `InvalidInput` if ``columns`` are named, and the model knows others or another order."""
+    if not columns or not spec.columns:
+        return
+    if len(columns) != len(spec.columns):  # before any of what may be millions is looked at
+        raise InvalidInput(f"the input names {len(columns)} columns, the model takes {len(spec.columns)}")
+    if difference := columns_difference(spec.columns, columns):
+        raise InvalidInput(f"the input has {difference}; send those that the model names, in its order")
 
 
 def check_shape(spec: InputSpec, shape: Sequence[int]) -> tuple[int, ...]:

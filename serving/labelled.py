@@ -78,7 +78,7 @@ def open_for_model(
         resize=resize,
     )
     found = source.input
-    if (found.dtype, found.shape) != (spec.dtype, spec.shape):
+    if (found.dtype, found.shape) != (spec.dtype, spec.shape):  # its columns are as `open_source` found them
         convert = "convert the data" + (" (--resize does, of image files)" if spec.dtype == "uint8" else "")
         raise DataError(
             f"{path}: its rows are {found.dtype} {list(found.shape)}, but {model} takes {spec.dtype} "

@@ -95,8 +95,10 @@ def check_versions(labels: Labels, inputs: Mapping[int, InputSpec], missing: str
         if version not in inputs:
             raise LabelsError(f"{label} is version {version}, which is {missing}")
         # Whoever names no version does not know which will answer.
-        if inputs[version] != inputs[labels.stable]:
-            raise LabelsError(f"{label} is version {version}, which takes other rows than stable")
+        if difference := inputs[labels.stable].difference(inputs[version]):
+            raise LabelsError(
+                f"{label} is version {version}, which takes other rows than stable: {difference}"
+            )
 
 
 def parse_labels(content: bytes) -> Labels:

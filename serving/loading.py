@@ -101,7 +101,10 @@ def check_rows(old: Model, loaded: Loaded, labels: Sequence[str]) -> None:
     BundleError
         If ``loaded``, in its place, takes other rows.
     """
-    if old.manifest is not None and old.manifest.input != loaded.manifest.input:
+    if old.manifest is None:
+        return
+    if difference := old.manifest.input.difference(loaded.manifest.input):
         raise BundleError(
-            f"{old.path} takes other rows than before, and is {', '.join(labels)}: move the label first"
+            f"{old.path} takes other rows than before, {difference}, and is {', '.join(labels)}: "
+            "move the label first"
         )

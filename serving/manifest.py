@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -27,6 +28,9 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _NUMPY_DTYPES = {dtype: np.dtype(dtype).newbyteorder("<") for dtype in ("uint8", "float32")}
 
 
+_SHOWN = 12  # names in a message
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,11 +46,14 @@ class InputSpec(_Part):
         Shape of one row, without the batch axis: ``(28, 28)``, ``(32, 32, 3)``, ``(2048,)``.
     meaning
         ``"image"`` or ``"features"``.
+    columns
+        Names of the values of a row, in order, where they were columns of a table; else empty.
     """
 
     dtype: Literal["uint8", "float32"]
     shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     meaning: Literal["image", "features"]
+    columns: tuple[str, ...] = ()
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -62,6 +69,49 @@ class InputSpec(_Part):
     def row_bytes(self) -> int:
         """Number of bytes in one row."""
         return self.row_size * self.numpy_dtype.itemsize
+
+    def difference(self, other: InputSpec) -> str:
+        """In what rows of ``other`` differ from these, in words; empty if in nothing that both know."""
+        if (self.dtype, self.shape, self.meaning) != (other.dtype, other.shape, other.meaning):
+            return (
+                f"{other.dtype} {list(other.shape)} ({other.meaning}), "
+                f"not {self.dtype} {list(self.shape)} ({self.meaning})"
+            )
+        return columns_difference(self.columns, other.columns)
+
+    @model_validator(mode="after")
+    def _one_column_per_value(self) -> Self:
+        if self.columns and (len(self.columns),) != self.shape:
+            raise ValueError(f"columns names {len(self.columns)} values of a row of shape {list(self.shape)}")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns names a value twice")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_columns(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialise(self)
+        if not self.columns:
+            del fields["columns"]
+        return fields
+
+
+def columns_difference(expected: Sequence[str], found: Sequence[str]) -> str:
+    """In what two orders of columns differ, in words; empty if in nothing, or if one is not known."""
+    if not expected or not found or tuple(expected) == tuple(found):
+        return ""
+    known, there = set(expected), set(found)
+    missing, more = [n for n in expected if n not in there], [n for n in found if n not in known]
+    if missing or more:
+        said = [f"without {listed(missing)}"] * bool(missing) + [f"with {listed(more)}"] * bool(more)
+        return f"other columns, {' and '.join(said)}"
+    place = next(i for i, (old, new) in enumerate(zip(expected, found, strict=True)) if old != new)
+    return f"columns in another order: number {place} is {found[place]!r}, not {expected[place]!r}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{list(names[:_SHOWN])}{more}"
 
 
 class Cluster(_Part):
@@ -136,14 +186,21 @@ class TrainingSummary(_Part):
     scores: dict[str, float] | None = None
 
 
+def schema_version(spec: InputSpec, *, novelty: bool) -> Literal[1, 2, 3]:
+    """Lowest schema version that can describe a model of such rows."""
+    if spec.columns:
+        return 3
+    return 2 if novelty else 1
+
+
 class Manifest(_Part):
     """Everything a consumer must know of the graph beside it; the schema of ``manifest.json``.
 
     A manifest has the lowest schema version that can say what it says, so that older consumers read whatever
-    they can use: 2 added ``novelty``, and a graph without it is still described by 1.
+    they can use: 2 added ``novelty``, 3 ``input.columns``, and what has neither is still described by 1.
     """
 
-    schema_version: Literal[1, 2] = 1
+    schema_version: Literal[1, 2, 3] = 1
     name: ModelName
     version: int = Field(ge=1)
     input: InputSpec
@@ -162,9 +219,15 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _novelty_is_said_once(self) -> Self:
-        said = (self.schema_version == 2, NOVELTY in self.outputs, self.novelty is not None)
-        if len(set(said)) != 1:
-            raise ValueError("novelty takes schema_version 2, an output of that name and its description")
+        if (NOVELTY in self.outputs) != (self.novelty is not None):
+            raise ValueError("novelty takes an output of that name and its description")
+        return self
+
+    @model_validator(mode="after")
+    def _schema_is_the_lowest(self) -> Self:
+        lowest = schema_version(self.input, novelty=self.novelty is not None)
+        if self.schema_version != lowest:
+            raise ValueError(f"what is said takes schema_version {lowest}")
         return self
 
     @model_serializer(mode="wrap")

@@ -40,6 +40,7 @@ def _add_manifest(message: pb.Model, manifest: Manifest) -> None:
                 dtype=DATA_TYPES[manifest.input.dtype],
                 shape=manifest.input.shape,
                 meaning=manifest.input.meaning,
+                columns=manifest.input.columns,
             ),
             n_clusters=manifest.n_clusters,
             clusters=[pb.Cluster(**cluster.model_dump()) for cluster in manifest.clusters],

@@ -38,6 +38,7 @@ def make_bundle(
     seed: int = 0,
     novelty: bool = False,
     hidden: int = HIDDEN,
+    columns: tuple[str, ...] = (),
 ) -> Path:
     """Write a bundle to ``repository/name/version`` and return that path."""
     rng = np.random.default_rng(seed)
@@ -51,7 +52,7 @@ def make_bundle(
     rows = random_rows(512, shape, dtype, seed=seed + 1)
     probabilities = reference_probabilities(weights, rows)
     graph = build_graph(weights, shape, dtype, n_clusters, novelty)
-    manifest = _manifest(name, version, shape, dtype, probabilities, graph, seed, novelty)
+    manifest = _manifest(name, version, shape, dtype, probabilities, graph, seed, novelty, columns)
     return write_bundle(Path(repository) / name / str(version), manifest, graph)
 
 
@@ -135,6 +136,7 @@ def _manifest(
     graph: bytes,
     seed: int,
     novelty: bool,
+    columns: tuple[str, ...],
 ) -> Manifest:
     n_rows, n_clusters = probabilities.shape
     assigned = probabilities.argmax(axis=1)
@@ -150,11 +152,12 @@ def _manifest(
         )
         for k in range(n_clusters)
     )
+    meaning: Literal["image", "features"] = "image" if dtype == "uint8" else "features"
     return Manifest(
-        schema_version=2 if novelty else 1,
+        schema_version=3 if columns else 2 if novelty else 1,
         name=name,
         version=version,
-        input=InputSpec(dtype=dtype, shape=shape, meaning="image" if dtype == "uint8" else "features"),
+        input=InputSpec(dtype=dtype, shape=shape, meaning=meaning, columns=columns),
         n_clusters=n_clusters,
         clusters=clusters,
         outputs=(PROBABILITIES, CLUSTER, NOVELTY) if novelty else (PROBABILITIES, CLUSTER),

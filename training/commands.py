@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,8 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
             **settings.columns(),
             memory=config.memory,
             scratch=settings.scratch or _disk_of(settings.output),
+            expected=data.colour_images(settings.resize) or (old.spec if old is not None else None),
+            resize=settings.resize is not None,
             say=progress.say,
         )
         if old is not None:
@@ -91,7 +95,14 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     settings = load_settings(EvaluateSettings, arguments)
     fitted = Fitted.load(settings.run, resolve_device(settings.device))
-    source = data.open_data(settings.data, split=settings.split, labels=True, **settings.columns())
+    source = data.open_data(
+        settings.data,
+        split=settings.split,
+        labels=True,
+        expected=fitted.spec,
+        resize=settings.resize,
+        **settings.columns(),
+    )
     scores, start = score_run(fitted, source)
     if settings.json:
         # The start's scores go under a key of their own, beside the model's.
@@ -102,7 +113,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     print(scores)
     if not source.has_labels:
         print(
-            "\nno labels there, so no ACC, NMI or ARI; of a Parquet or CSV file name them with --label-column"
+            "\nno labels there, so no ACC, NMI or ARI; of a Parquet or CSV file name them with "
+            "--label-column; of images in a folder a class, with --label-column folder"
         )
     if start is not None and start.acc is not None:
         print(
@@ -166,7 +178,10 @@ def align(arguments: Sequence[str]) -> None:
         refuse_existing(settings.output)
     bundle = read_bundle(settings.old_bundle)
     fitted = Fitted.load(settings.new_run, resolve_device(settings.device))
-    loaded = data.load(settings.data, split=settings.split, **settings.columns())
+    expected = fitted.spec if fitted.spec.columns else bundle.manifest.input
+    loaded = data.load(
+        settings.data, split=settings.split, expected=expected, resize=settings.resize, **settings.columns()
+    )
     check_rows(bundle.manifest.input, loaded.spec, settings.data)
     check_same(fitted.origin, loaded.origin, settings.data)
     aligned, alignment = match_clusters(fitted, bundle, loaded.x)
@@ -185,7 +200,14 @@ def suggest_k(arguments: Sequence[str]) -> None:
     from training.settings import SuggestKSettings
 
     settings = load_settings(SuggestKSettings, arguments)
-    loaded = data.load(settings.data, split=settings.split, **settings.columns())
+    _refuse_file(settings.output)
+    loaded = data.load(
+        settings.data,
+        split=settings.split,
+        expected=data.colour_images(settings.resize),
+        resize=settings.resize is not None,
+        **settings.columns(),
+    )
     first, last = getattr(settings, "from"), settings.to
     count = count_clusters(
         loaded,
@@ -220,7 +242,8 @@ def features(arguments: Sequence[str]) -> None:
         split=settings.split,
         label_column=settings.label_column,
         labels=True,
-        side=settings.resize,
+        expected=data.colour_images(settings.resize),
+        resize=settings.resize is not None,
     )
     size = (settings.size, settings.size) if settings.size is not None else None
     asked = Asked(size=size, mean=settings.mean, std=settings.std, tensor=settings.tensor)
@@ -236,6 +259,13 @@ def features(arguments: Sequence[str]) -> None:
     )
     dropped = f"; {done.dropped} images that cannot be read are left out" if done.dropped else ""
     print(f"{settings.output}: {done.rows} rows of {done.width} features{dropped}")
+
+
+def _refuse_file(output: Path) -> None:
+    """Raise `NotADirectoryError` if ``output`` cannot become a folder: better known before the work."""
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
 
 
 def _disk_of(output: Path) -> Path:

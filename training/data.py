@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.bundle import sha256
-from serving.manifest import InputSpec
+from serving.manifest import InputSpec, listed
 from serving.readers import DataError, Source, Split, open_source, read_all
 from serving.readers.arrays import ArraySource
 from serving.readers.source import input_spec
@@ -58,7 +58,8 @@ def open_data(
     id_columns: Sequence[str] = (),
     feature_columns: Sequence[str] = (),
     labels: bool = False,
-    side: int | None = None,
+    expected: InputSpec | None = None,
+    resize: bool = False,
 ) -> Source:
     """Open a data set, to be read in chunks.
 
@@ -76,18 +77,20 @@ def open_data(
         Those that are, in this order; by default see `serving.readers.open_source`.
     labels
         Read the labels, to score with. A fit leaves them unread.
-    side
-        Height and width that encoded images are brought to, in colour.
+    expected, resize
+        What rows are to be, and whether images are brought to that, see `serving.readers.open_source`.
 
     Raises
     ------
     DataError
-        If the source is missing, damaged or empty, or has no encoded images and ``side`` is given.
+        If the source is missing, damaged or empty, has no encoded images to ``resize``, or no columns and
+        some are named.
     """
-    resized = input_spec("uint8", (side, side, 3)) if side is not None else None
     if source == "digits":
-        if resized is not None:
+        if resize:
             raise DataError("digits are no encoded images, so there is nothing to resize")
+        if named := [*filter(None, [label_column]), *id_columns, *feature_columns]:
+            raise DataError(f"digits have no columns, but {named} were named")
         return _digits(labels)
     return open_source(
         Path(source),
@@ -96,9 +99,14 @@ def open_data(
         id_columns=tuple(id_columns),
         feature_columns=tuple(feature_columns),
         read_labels=labels,
-        expected=resized,
-        resize=resized is not None,
+        expected=expected,
+        resize=resize,
     )
+
+
+def colour_images(side: int | None) -> InputSpec | None:
+    """Images in colour, of this height and width; nothing without one."""
+    return input_spec("uint8", (side, side, 3)) if side is not None else None
 
 
 def load(
@@ -111,13 +119,15 @@ def load(
     labels: bool = False,
     memory: Memory = "resident",
     scratch: Path | None = None,
+    expected: InputSpec | None = None,
+    resize: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Data:
     """Load a data set whole, or have it on disk in a form that is read in any order.
 
     Parameters
     ----------
-    source, split, label_column, id_columns, feature_columns, labels
+    source, split, label_column, id_columns, feature_columns, labels, expected, resize
         See `open_data`.
     memory
         ``resident`` loads it. ``mapped`` maps NPY and plain IDX files into memory, and has the rows of other
@@ -141,10 +151,10 @@ def load(
         id_columns=id_columns,
         feature_columns=feature_columns,
         labels=labels,
+        expected=expected,
+        resize=resize,
     )
     if reader.features:
-        from serving.readers.columns import listed
-
         left_out = f"; left out: {listed(reader.left_out)}" if reader.left_out else ""
         say(f"{source}: a row is {listed(reader.features)}{left_out}")
     size = n_bytes(reader.n_rows, reader.input)
@@ -162,9 +172,9 @@ def load(
     )
 
 
-def describe(x: np.ndarray) -> InputSpec:
+def describe(x: np.ndarray, columns: Sequence[str] = ()) -> InputSpec:
     """Input specification of an array ``(n, ...)``: uint8 means images, anything else features."""
-    return input_spec("uint8" if x.dtype == np.uint8 else "float32", x.shape[1:])
+    return input_spec("uint8" if x.dtype == np.uint8 else "float32", x.shape[1:], columns)
 
 
 def check_fit(x: np.ndarray, n_clusters: int, *, unit: bool = False) -> None:

@@ -39,11 +39,12 @@ def draw(fitted: Fitted, output: Path) -> Path:
         output / "samples.png",
         generated.reshape(n_clusters, SAMPLES_PER_CLUSTER, *shape),
         picture,
+        fitted.spec.columns,
     )
     rows = fitted.rows
     shares = np.array(rows.reference.cluster_shares)
     sizes = np.rint(shares * rows.reference.rows).astype(int)
-    plot_typical(output / "typical.png", rows.typical, picture, sizes)
+    plot_typical(output / "typical.png", rows.typical, picture, sizes, fitted.spec.columns)
 
     clusters = inference.probabilities(model, rows.sample).argmax(1)
     latent = inference.sample_posterior(model, rows.sample, seed)

@@ -134,6 +134,8 @@ def responsibilities(
         points = side_by_side(points, components(features, config.seed))
     by, done = ("umap", "embedded and clustered") if _can_be_embedded(points) else ("mixture", "clustered")
     found = []
+    if by == "umap":
+        say(f"umap: embedding {len(x)} rows; the first on a machine compiles, for up to a minute")
     for clustering in _clusterings(points, config):
         found.append(clustering)
         say(f"{by} {len(found)}/{config.embeddings}: {len(x)} rows {done}")

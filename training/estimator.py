@@ -58,6 +58,8 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         Epochs run.
     n_features_in_
         Values in one row.
+    feature_names_in_
+        Names of the columns, if `fit` got a data frame; then `predict` takes no others.
 
     Examples
     --------
@@ -178,7 +180,8 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         progress = TerminalProgress() if self.verbose else Silent()
         old = getattr(self, "fitted_", None) if self.warm_start else None
         try:
-            self.fitted_ = fit(self._config(), x, describe(x), warm_start=old, progress=progress)
+            spec = describe(x, tuple(getattr(self, "feature_names_in_", ())))
+            self.fitted_ = fit(self._config(), x, spec, warm_start=old, progress=progress)
         finally:
             if isinstance(progress, TerminalProgress):
                 progress.close()
@@ -248,6 +251,8 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         estimator = cls(**values | {"device": device, "random_state": fitted.config.seed})
         estimator.fitted_ = fitted
         estimator.n_features_in_ = fitted.spec.row_size
+        if fitted.spec.columns:
+            estimator.feature_names_in_ = np.array(fitted.spec.columns, dtype=object)
         estimator._remember()
         return estimator
 
@@ -281,6 +286,8 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
             x = check_array(X, dtype=dtype, order=order, allow_nd=True)
             if reset:
                 self.n_features_in_ = int(np.prod(x.shape[1:]))
+                if hasattr(self, "feature_names_in_"):
+                    del self.feature_names_in_
         else:
             x = validate_data(self, X, reset=reset, dtype=dtype, order=order)
         if not reset and x.shape[1:] != self.fitted_.spec.shape:

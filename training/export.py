@@ -21,6 +21,7 @@ from serving.manifest import (
     Novelty,
     Parity,
     TrainingSummary,
+    schema_version,
 )
 from serving.runtime import import_onnxruntime
 from training.end_to_end import compose_with
@@ -166,7 +167,7 @@ def export(
         parity = check_parity(fitted, graph, rows, features, FLOAT16)
     reference = fitted.rows.reference
     manifest = Manifest(
-        schema_version=1 if ranks is None else 2,
+        schema_version=schema_version(spec, novelty=ranks is not None),
         name=output.parent.name,
         version=number,
         input=spec,

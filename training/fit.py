@@ -124,7 +124,7 @@ def fit(
         old = take_weights(warm_start, config, spec) if warm_start is not None else None
         if directory is not None and world.rank == 0:
             digest = old.digest if old is not None else None
-            open_run(directory, config, fingerprint, resume=resume, warm_start=digest)
+            open_run(directory, config, fingerprint, spec, resume=resume, warm_start=digest)
         return device, stacked, old
 
     device, stacked, old = world.together(prepare)

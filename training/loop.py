@@ -236,7 +236,7 @@ def _train_epoch(run: Run, rows: Rows, config: TrainingConfig, updates: Updates)
     if config.anchor > 0 and scheduled % config.epsilon_every == 0 and has_clusters(run):
         run.anchors = assign_rows(run.model, rows)
     updates.begin(run.epoch)
-    updates.take(_epoch_batches(rows, run.anchors, config, updates.generator))
+    updates.take(_epoch_batches(rows, run.anchors, config, updates.generators[0]))
     bound, usage, steps = updates.bound, updates.usage, updates.steps
     finite = torch.stack([p.isfinite().all() for p in run.model.parameters()]).all()
     shares = usage / steps

@@ -22,6 +22,7 @@ def open_run(
     directory: Path,
     config: TrainingConfig,
     fingerprint: str,
+    spec: InputSpec,
     *,
     resume: bool,
     warm_start: str | None = None,
@@ -34,7 +35,7 @@ def open_run(
     ------
     CheckpointError
         If the directory holds a run already and ``resume`` is not set, or ``resume`` is set and the run
-        is of other data, hyper-parameters or first weights, or there is none.
+        is of other data, columns, hyper-parameters or first weights, or there is none.
     """
     path = directory / RUN_FILE
     if resume:
@@ -43,6 +44,12 @@ def open_run(
         known = read_json(path)
         if known["fingerprint"] != fingerprint:
             raise CheckpointError(f"{directory} is a run on other data: fit into another directory")
+        begun_on = InputSpec.model_validate(known["input"]) if "input" in known else spec
+        if difference := begun_on.difference(spec):
+            raise CheckpointError(
+                f"{directory} was begun on other rows of the same data, which are now {difference}: name the "
+                "columns as then, or fit into another directory"
+            )
         if (known["digest"], known["seed"]) != (config.digest(), config.seed):
             raise CheckpointError(
                 f"{directory} was begun with other hyper-parameters: resume with those in {path}, "
@@ -62,6 +69,7 @@ def open_run(
         path,
         {
             "fingerprint": fingerprint,
+            "input": spec.model_dump(mode="json"),
             "digest": config.digest(),
             "seed": config.seed,
             "warm_start": warm_start,
@@ -124,10 +132,7 @@ def check_rows(expected: InputSpec, found: InputSpec, source: str) -> None:
     Raises
     ------
     ValueError
-        If dtype or shape differ.
+        If dtype or shape differ, or columns that both know.
     """
-    if (expected.dtype, expected.shape) != (found.dtype, found.shape):
-        raise ValueError(
-            f"{source}: rows are {found.dtype} {found.shape}, "
-            f"the model takes {expected.dtype} {expected.shape}"
-        )
+    if difference := expected.difference(found):
+        raise ValueError(f"{source}: the model takes other rows: {difference}")

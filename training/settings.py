@@ -22,7 +22,12 @@ _DATA = (
     "IDX folder, .npy, .npz, .parquet, .csv, folder of images, binary files of CIFAR or STL-10, or the word "
     "digits"
 )
-_LABELS = "column of labels in a Parquet or CSV file: no feature; for scoring only, never seen by a fit"
+_LABELS = (
+    "column of labels in a Parquet or CSV file: no feature; for scoring only, never seen by a fit. Of a "
+    "folder of images, the word folder: each lies in one of its class"
+)
+_RESIZE = "bring encoded images of other sizes to the model's, bilinearly"
+_SIDE = "height and width to which encoded images of all sizes are brought, bilinearly, in colour"
 
 
 class _TableSettings(LayeredSettings):
@@ -53,6 +58,7 @@ with warnings.catch_warnings():
         run: CliPositionalArg[Path] = Field(description="directory of a fit")
         data: str = Field(description=_DATA)
         split: Literal["train", "test"] = Field("test", description="part of an IDX folder")
+        resize: bool = Field(False, description=_RESIZE)
         json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
         device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the model")
 
@@ -70,6 +76,7 @@ with warnings.catch_warnings():
         data: str = Field(description="rows to compare the two on: " + _DATA)
         output: Path | None = Field(None, description="directory of the aligned run; none: only report")
         split: Literal["train", "test"] = Field("train", description="part of an IDX folder")
+        resize: bool = Field(False, description=_RESIZE)
         allow_fewer: bool = Field(False, description="write a run of fewer clusters than the old model's")
         json: bool = Field(False, description="print JSON")  # type: ignore[assignment]
         device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run the new model")
@@ -86,6 +93,7 @@ with warnings.catch_warnings():
         )
 
         data: CliPositionalArg[str] = Field(description=_DATA)
+        resize: int | None = Field(None, ge=1, description=_SIDE)
         to: int = Field(20, description="largest K")
         output: Path = Field(Path("suggest-k"), description="where suggest-k.png and suggest-k.json go")
         rows: int = Field(MOST_ROWS, ge=4, le=MOST_ROWS, description="most rows to use, drawn at random")
@@ -194,6 +202,7 @@ class _FitCommand(_TableSettings):
     model_config = SettingsConfigDict(env_prefix="NVISA_FIT_", cli_prog_name="nvisa-train fit")
 
     data: CliPositionalArg[str] = Field(description=_DATA)
+    resize: int | None = Field(None, ge=1, description=_SIDE)
     output: Path = Field(description="directory of the run, made by this command")
     preset: str = Field(
         DEFAULT_PRESET, description=f"hyper-parameters to start from: {', '.join(preset_names())}"

@@ -1,4 +1,4 @@
-"""Several runs on one set of stacked parameters, of which each run holds its slice, and steps of them."""
+"""Several runs on one set of stacked parameters, of which each run holds its slice."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from torch import Tensor, nn
 
 from training.config import TrainingConfig
 from training.loop import adam
-from training.precision import matrix_products
 from training.stacked_model import StackedBaseline, StackedModel
 from training.state import Run
-from training.step import batch_objective
-from training.update import Updates
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -92,25 +89,6 @@ class Stack:
         for position, parameter in enumerate(_parameters(run)):
             parameter.data, *rest = own[4 * position : 4 * position + 4]
             run.optimiser.state[parameter].update(zip((*_MOMENTS, "step"), rest, strict=True))
-
-
-class StackedUpdates(Updates):
-    """Steps of S runs at once: batches have a leading axis S, and so have `bound` and `usage`."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._start(stack, stack.configs, (len(stack.runs),))
-
-    def step(self, rows: Tensor, anchors: Tensor | None) -> None:
-        """As one run's; each run draws from its own generator."""
-        stack, config = self.trained, self.configs[0]
-        x = stack.model.preprocess(rows, self.generators)
-        with matrix_products(rows.device, config.precision):
-            step = batch_objective(stack.model, stack.baseline, x, config, self.generators, anchors)
-        stack.optimiser.zero_grad()
-        (-step.objective.surrogate.mean(-1).sum()).backward()
-        stack.optimiser.step()
-        self.bound += step.objective.bound.mean(-1)
-        self.usage += step.mean_q_y
 
 
 def _parameters(of: Run | Stack) -> list[Tensor]:

@@ -25,8 +25,9 @@ from training.initialise import assign_rows
 from training.loop import OnEpoch, advance, begin, complete_epoch, has_clusters
 from training.networks import network_for
 from training.schedule import batches
-from training.stack import Stack, StackedUpdates
+from training.stack import Stack
 from training.state import CHECKPOINT_FILE, Run, save_run
+from training.update import Updates
 from training.warm_start import WarmStart
 
 SayOf = Callable[[int, str], None]
@@ -162,7 +163,7 @@ def _advance_together(
     saved = time.monotonic()
     wrong: dict[int, str] = {}
     epoch = stack.runs[0].epoch
-    updates = StackedUpdates(stack)
+    updates = Updates(stack, *stack.configs)
     while epoch < until and not wrong:
         began = time.monotonic()
         healthy = []
@@ -202,9 +203,7 @@ def _mean(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return means | {"epoch": records[0]["epoch"], "seconds": together["seconds"]}
 
 
-def _epoch_batches(
-    stack: Stack, rows: Tensor, updates: StackedUpdates
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _epoch_batches(stack: Stack, rows: Tensor, updates: Updates) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Each run's own rows ``(S, B, *shape)`` and, while there are any, their anchors."""
     anchors = [run.anchors for run in stack.runs if run.anchors is not None]
     size = stack.configs[0].batch_size
@@ -214,7 +213,7 @@ def _epoch_batches(
         yield rows[torch.stack(each)], given
 
 
-def _train_epoch(stack: Stack, rows: Tensor, updates: StackedUpdates) -> list[dict[str, Any]]:
+def _train_epoch(stack: Stack, rows: Tensor, updates: Updates) -> list[dict[str, Any]]:
     """One epoch of every run, each on its own rows and random numbers; the host waits once, at its end."""
     began = time.perf_counter()
     first, config = stack.runs[0], stack.configs[0]

@@ -9,7 +9,7 @@ and whoever changes parameters or Adam's moments does so in place (`training.sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,27 +28,33 @@ WARM_UP_STEPS = 3
 
 
 class Updates:
-    """Steps of one run.
+    """Steps of one run, or of the S runs of a stack at once: then batches have a leading axis S.
+
+    Parameters
+    ----------
+    trained
+        What they change.
+    configs
+        The run's, or the stack's in the order of its runs.
 
     Attributes
     ----------
-    generator
-        Of all that is drawn in an epoch; a function of the seed and the epoch after `begin`.
+    generators
+        A run's own, of all that is drawn in an epoch; a function of the seed and the epoch after `begin`.
     bound, usage
         Sums over the steps since `begin` of the mean bound (float64, nats a row) and of q(y|x), ``(K,)``, on
-        the device. No method here waits for it.
+        the device; of a stack with a leading axis S. No method here waits for it.
     steps
         Number of these steps.
     """
 
-    def __init__(self, run: Run, config: TrainingConfig) -> None:
-        self._start(run, [config], ())
-        self.generator = self.generators[0]
-
-    def _start(self, trained: Run | Stack, configs: Sequence[TrainingConfig], shape: tuple[int, ...]) -> None:
+    def __init__(self, trained: Run | Stack, *configs: TrainingConfig) -> None:
         device = trained.model.shift.device
+        alone = isinstance(trained, Run)
         self.trained, self.configs = trained, configs
         self.generators = tuple(torch.Generator(device) for _ in configs)
+        self._drawn_from = self.generators[0] if alone else self.generators
+        shape = () if alone else (len(configs),)
         self.bound = torch.zeros(shape, device=device, dtype=torch.float64)
         self.usage = torch.zeros((*shape, configs[0].n_clusters), device=device)
         self.steps = 0
@@ -73,14 +79,14 @@ class Updates:
 
     def step(self, rows: Tensor, anchors: Tensor | None) -> None:
         """What is captured: everything of a step that runs on the device."""
-        run, config = self.trained, self.configs[0]
-        x = run.model.preprocess(rows, self.generator)
+        trained, config = self.trained, self.configs[0]
+        x = trained.model.preprocess(rows, self._drawn_from)
         with matrix_products(rows.device, config.precision):
-            step = batch_objective(run.model, run.baseline, x, config, self.generator, anchors)
-        run.optimiser.zero_grad()
-        (-step.objective.surrogate.mean()).backward()
-        run.optimiser.step()
-        self.bound += step.objective.bound.mean()
+            step = batch_objective(trained.model, trained.baseline, x, config, self._drawn_from, anchors)
+        trained.optimiser.zero_grad()
+        (-step.objective.surrogate.mean(-1).sum()).backward()
+        trained.optimiser.step()
+        self.bound += step.objective.bound.mean(-1)
         self.usage += step.mean_q_y
 
 

@@ -55,8 +55,8 @@ def warm_start(old: Fitted, config: TrainingConfig, spec: InputSpec) -> WarmStar
         for name in ARCHITECTURE
         if theirs[name] != ours[name]
     ]
-    if (old.spec.dtype, old.spec.shape) != (spec.dtype, spec.shape):
-        differ.append(f"rows are {old.spec.dtype} {old.spec.shape} there and {spec.dtype} {spec.shape} here")
+    if difference := old.spec.difference(spec):
+        differ.append(f"rows here are {difference}")
     if differ:
         raise ValueError(
             f"the weights of the old run do not fit: {'; '.join(differ)}; "

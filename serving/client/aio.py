@@ -97,17 +97,19 @@ class AsyncClusterClient:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AssignResult:
         """Assign rows to clusters; see `ClusterClient.assign`."""
-        rows = as_rows(x)
+        rows, columns = as_rows(x)
         request_id = new_request_id() if request_id is None else request_id
         parts = [slice(None)]
-        if not is_small(rows):
+        if not is_small(rows, columns):
             info = await self._model(model_request(model, version, request_id), timeout)
-            parts, version = slices(rows, info, self._max_message_bytes), info.version
+            parts, version = slices(rows, columns, info, self._max_message_bytes), info.version
         in_flight = asyncio.Semaphore(_CALLS_IN_FLIGHT)
 
         async def assign_part(part: slice) -> pb.AssignResponse:
             async with in_flight:
-                request = assign_request(rows[part], model, version, probabilities, novelty, request_id)
+                request = assign_request(
+                    rows[part], columns, model, version, probabilities, novelty, request_id
+                )
                 with self._errors():
                     return await self._clusters.Assign(
                         request, timeout=timeout, metadata=self._token.metadata()
@@ -135,7 +137,7 @@ class AsyncClusterClient:
         end = None if timeout is None else loop.time() + timeout
 
         def message(x: Rows) -> pb.AssignRequest:
-            return assign_request(as_rows(x), model, version, probabilities, novelty)
+            return assign_request(*as_rows(x), model, version, probabilities, novelty)
 
         stream = Stream(message, self.target)
         requests = AsyncRequests(stream, batches)

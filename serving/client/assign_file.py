@@ -92,7 +92,9 @@ def assign_file(
     refuse_unready(info, client.target)
     source = open_for_model(
         path,
-        InputSpec.model_validate({"dtype": info.dtype, "shape": info.shape, "meaning": info.meaning}),
+        InputSpec.model_validate(
+            {name: getattr(info, name) for name in ("dtype", "shape", "meaning", "columns")}
+        ),
         f"{info.name} version {info.version}",
         novelty=info.has_novelty,
         split=split,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -29,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with ClusterClient(options.target, security=_security(options)) as client:
-            return int(options.run(client, options))
+            status = int(options.run(client, options))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ClusterServiceError, ValueError, OSError) as error:  # DataError is a ValueError
         print(f"nvisa-client: {error}", file=sys.stderr)
         return 1

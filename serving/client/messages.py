@@ -72,6 +72,8 @@ class ModelInfo:
         ``"cpu"`` or ``"cuda"``.
     dtype, shape, meaning
         What one row looks like; ``meaning`` is ``"image"`` or ``"features"``.
+    columns
+        Names of a row's values, in order, if the model was fitted to columns of a table; else empty.
     n_clusters, cluster_names
         The clusters.
     graph_sha256
@@ -95,6 +97,7 @@ class ModelInfo:
     dtype: str
     shape: tuple[int, ...]
     meaning: str
+    columns: tuple[str, ...] = field(repr=False)
     n_clusters: int
     cluster_names: tuple[str, ...] = field(repr=False)
     graph_sha256: str
@@ -113,14 +116,20 @@ class Health:
     ready: bool
 
 
-def is_small(x: np.ndarray) -> bool:
+def is_small(x: np.ndarray, columns: tuple[str, ...]) -> bool:
     """Whether ``x`` goes into one call of any server, whatever its limits."""
-    return len(x) <= ROWS_PER_CALL and x.nbytes <= SMALL_CALL_BYTES
+    return len(x) <= ROWS_PER_CALL and x.nbytes + _sent_bytes(columns) <= SMALL_CALL_BYTES
 
 
-def slices(x: np.ndarray, info: ModelInfo, max_message_bytes: int) -> list[slice]:
+def _sent_bytes(columns: tuple[str, ...]) -> int:
+    """Room that the names take in a message, at most: each has a tag and a length beside it."""
+    return sum(len(name.encode()) + 6 for name in columns)
+
+
+def slices(x: np.ndarray, columns: tuple[str, ...], info: ModelInfo, max_message_bytes: int) -> list[slice]:
     """Cut ``x`` so that request and reply of each part keep within the limits of server and client."""
     sent = min(info.max_message_bytes or max_message_bytes, max_message_bytes) - _OVERHEAD_BYTES
+    sent -= _sent_bytes(columns)
     received = max_message_bytes - _OVERHEAD_BYTES
     n_rows = min(
         ROWS_PER_CALL,
@@ -165,13 +174,14 @@ def model_request(model: str, version: Version, request_id: str = "") -> pb.GetM
 
 def assign_request(
     x: np.ndarray,
+    columns: tuple[str, ...],
     model: str,
     version: Version,
     probabilities: bool,
     novelty: bool,
     request_id: str = "",
 ) -> pb.AssignRequest:
-    """Message that asks for the clusters of ``x``, an array from `as_rows`."""
+    """Message that asks for the clusters of ``x``, an array from `as_rows`, with its columns' names."""
     number, label = version_and_label(version)
     return pb.AssignRequest(
         request_id=request_id,
@@ -180,7 +190,7 @@ def assign_request(
         model_label=label,
         want_probabilities=probabilities,
         want_novelty=novelty,
-        input=pb.Tensor(dtype=_DTYPES[x.dtype.name], shape=x.shape, data=x.tobytes()),
+        input=pb.Tensor(dtype=_DTYPES[x.dtype.name], shape=x.shape, data=x.tobytes(), columns=columns),
     )
 
 
@@ -216,6 +226,7 @@ def model_info(model: pb.Model, limits: pb.Limits) -> ModelInfo:
         dtype=_DTYPE_NAMES.get(model.input.dtype, "unknown"),
         shape=tuple(model.input.shape),
         meaning=model.input.meaning,
+        columns=tuple(model.input.columns),
         n_clusters=model.n_clusters,
         cluster_names=tuple(cluster.name for cluster in model.clusters),
         graph_sha256=model.graph_sha256,

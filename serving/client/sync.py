@@ -138,12 +138,12 @@ class ClusterClient:
         ValueError
             If ``x`` does not make up rows that can be sent; the first bad one is named.
         """
-        rows = as_rows(x)
+        rows, columns = as_rows(x)
         request_id = new_request_id() if request_id is None else request_id
         parts = [slice(None)]
-        if not is_small(rows):
+        if not is_small(rows, columns):
             info = self._model(model_request(model, version, request_id), timeout)
-            parts, version = slices(rows, info, self._max_message_bytes), info.version
+            parts, version = slices(rows, columns, info, self._max_message_bytes), info.version
         replies: list[pb.AssignResponse] = []
         pending: deque[grpc.Future] = deque()
         with self._errors():
@@ -151,7 +151,9 @@ class ClusterClient:
                 for part in parts:
                     if len(pending) == _CALLS_IN_FLIGHT:
                         replies.append(pending.popleft().result())
-                    request = assign_request(rows[part], model, version, probabilities, novelty, request_id)
+                    request = assign_request(
+                        rows[part], columns, model, version, probabilities, novelty, request_id
+                    )
                     pending.append(
                         self._clusters.Assign.future(
                             request, timeout=timeout, metadata=self._token.metadata()
@@ -203,7 +205,7 @@ class ClusterClient:
         end = None if timeout is None else time.monotonic() + timeout
 
         def message(x: Rows) -> pb.AssignRequest:
-            return assign_request(as_rows(x), model, version, probabilities, novelty)
+            return assign_request(*as_rows(x), model, version, probabilities, novelty)
 
         stream = Stream(message, self.target)
         requests = Requests(stream, iter(batches))

@@ -12,23 +12,24 @@ from serving.readers.decode import ImageRows, ListRows, NumericRows, RowDecoder
 from serving.readers.source import DataError
 
 
-def rows_of_arrow(data: pa.Table | pa.RecordBatch | pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Rows of ``data``: uint8 or float32 ``(n_rows, *row_shape)``.
+def rows_of_arrow(
+    data: pa.Table | pa.RecordBatch | pa.Array | pa.ChunkedArray,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Rows of ``data``, uint8 or float32 ``(n_rows, *row_shape)``, and their columns if they have names.
 
-    A table's columns are chosen as those of a file; an array is the only column.
+    A table's columns are chosen as those of a file; an array is the only column. ``data`` may also be what
+    hands out a table through Arrow's PyCapsule interface, as data frames do.
 
     Raises
     ------
     DataError
         If it is empty, its columns do not make up a row, or a row cannot be read: the first one is named.
     """
-    if isinstance(data, pa.RecordBatch):
-        data = pa.Table.from_batches([data])
-    table = data if isinstance(data, pa.Table) else pa.table({"rows": data})
+    table = pa.table({"rows": data} if isinstance(data, pa.Array | pa.ChunkedArray) else data)
     if not table.num_rows:
         raise DataError("the Arrow data has no rows")
     roles = assign_roles(Path("the Arrow data"), table.schema, ColumnChoice())
-    decoder: RowDecoder = NumericRows(roles.features)
+    decoder: RowDecoder = NumericRows(roles)
     if roles.kind != "numeric":
         column = roles.features[0]
         build = ImageRows if roles.kind == "image" else ListRows
@@ -40,4 +41,4 @@ def rows_of_arrow(data: pa.Table | pa.RecordBatch | pa.Array | pa.ChunkedArray) 
     if errors:
         row = min(errors)
         raise DataError(f"row {row}: {errors[row]} ({len(errors)} such rows of {len(x)})")
-    return x
+    return x, decoder.input.columns

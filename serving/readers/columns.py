@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 from pyarrow import types
 
+from serving.manifest import listed
 from serving.readers.source import DataError
 
 LABEL_NAMES = frozenset({"label", "labels", "y", "target", "targets", "class"})
 ID_NAMES = frozenset({"id", "index", "row", "row_id", "__index_level_0__", "unnamed: 0", ""})
-_SHOWN = 12
 
 
 @dataclass(frozen=True)
 class ColumnChoice:
-    """What the user said about the columns; see `serving.readers.open_source`."""
+    """What the user said about the columns, and what a model expects; see `serving.readers.open_source`."""
 
     label: str | None = None
     ids: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     read_labels: bool = True
+    expected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What each column is for. ``features`` is one column unless ``kind`` is ``"numeric"``."""
+    """What each column is for. ``features`` is one column unless ``kind`` is ``"numeric"``.
+
+    ``names`` are what the values of a row are called: the numeric columns, unless the user has put others in
+    the place of those that a model expects.
+    """
 
     kind: Literal["image", "list", "numeric"]
     features: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
 
 def assign_roles(path: Path, schema: pa.Schema, choice: ColumnChoice) -> Roles:
     """Find the row in a table: the only image column, else the only list column, else all numeric ones.
 
+    Where a model expects columns, those are the row, in its order, unless the user named others or there is
+    an image or list column and not all of them.
+
     Raises
     ------
     DataError
         If a named column is not there or named twice, nothing can be a row, there are several image or
-        list columns to choose from, or a numeric column looks like a label or an id and nobody said.
+        list columns to choose from, a numeric column looks like a label or an id and nobody said, or a table
+        of numbers lacks a column that a model expects.
     """
     names = schema.names
+    if set(choice.features) == set(choice.expected) or not choice.features:
+        choice = replace(choice, features=_expected_columns(path, schema, choice.expected))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path}: has more than one column named {twice}; rename them")
@@ -60,8 +71,12 @@ def assign_roles(path: Path, schema: pa.Schema, choice: ColumnChoice) -> Roles:
     lists = tuple(n for n in candidates if is_list(schema.field(n).type))
     numeric = tuple(n for n in candidates if is_number(schema.field(n).type))
     if choice.features:
-        odd = [n for n in candidates if n not in images + lists + numeric]
-        if odd or len(images) + len(lists) + bool(numeric) != 1:
+        odd = {n: str(schema.field(n).type) for n in candidates if n not in {*images, *lists, *numeric}}
+        if odd:
+            raise DataError(
+                f"{path}: columns that are to be features hold no numbers, lists or images: {odd}"
+            )
+        if len(images) + len(lists) + bool(numeric) != 1:
             kinds = {n: str(schema.field(n).type) for n in candidates}
             raise DataError(
                 f"{path}: the feature columns {kinds} do not make up a row; name one image column, one "
@@ -81,7 +96,23 @@ def assign_roles(path: Path, schema: pa.Schema, choice: ColumnChoice) -> Roles:
         )
     if not choice.features:
         _refuse_suspects(path, numeric)
-    return Roles("numeric", numeric)
+    renamed = choice.expected and choice.expected != numeric
+    return Roles("numeric", numeric, () if renamed else numeric)
+
+
+def _expected_columns(path: Path, schema: pa.Schema, expected: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns that a model expects, or none if the table has its row in one column instead."""
+    there = set(schema.names)
+    missing = [name for name in expected if name not in there]
+    if missing and any(is_image(field.type) or is_list(field.type) for field in schema):
+        return ()
+    if missing:
+        raise DataError(
+            f"{path}: has no column {listed(missing)}, which the model was fitted on; it has "
+            f"{listed(schema.names)}; rename its columns, or name those to take instead, in the model's "
+            "order, with --feature-columns"
+        )
+    return expected
 
 
 def is_image(kind: pa.DataType) -> bool:
@@ -122,9 +153,3 @@ def _refuse_suspects(path: Path, numeric: tuple[str, ...]) -> None:
             f"{path}: column {ids[0]!r} looks like an id and would become a feature; name it with "
             "--id-columns, or say what the features are with --feature-columns"
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of some names, for a message."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{list(names[:_SHOWN])}{more}"

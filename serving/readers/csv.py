@@ -45,7 +45,7 @@ class CsvSource(TableSource):
         schema = self._with_numbers(schema, {choice.label, *choice.ids})
         roles = assign_roles(path, schema, choice)
         n_rows = sum(len(batch) for batch in self._batches((names[0],)))
-        super().__init__(path, (path,), n_rows, schema, choice, roles, NumericRows(roles.features))
+        super().__init__(path, (path,), n_rows, schema, choice, roles, NumericRows(roles))
         self._open_stream: tuple[tuple[str, ...], RowStream] | None = None
 
     def _stream(self, start: int, columns: tuple[str, ...]) -> RowStream:

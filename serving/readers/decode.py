@@ -11,7 +11,7 @@ from pyarrow import types
 
 from serving.manifest import InputSpec
 from serving.readers.arrays import finite_float32
-from serving.readers.columns import is_list
+from serving.readers.columns import Roles, is_list
 from serving.readers.images import decode_image, promised_shape
 from serving.readers.source import input_spec
 
@@ -39,13 +39,13 @@ class NumericRows:
 
     Parameters
     ----------
-    columns
-        Names of the features, in order.
+    roles
+        The features, in order, and what they are called.
     """
 
-    def __init__(self, columns: tuple[str, ...]) -> None:
-        self._columns = columns
-        self.input = input_spec("float32", (len(columns),))
+    def __init__(self, roles: Roles) -> None:
+        self._columns = roles.features
+        self.input = input_spec("float32", (len(self._columns),), roles.names)
 
     def decode(self, table: pa.Table) -> tuple[np.ndarray, dict[int, str]]:
         """See `RowDecoder.decode`; a missing value, NaN, infinity or text that is no number is an error."""

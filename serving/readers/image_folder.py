@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,32 @@ class ImageFolderSource(Source):
         The image files, in order.
     expected, resize
         See `serving.readers.open_source`.
+    labelled
+        Whether the name of the folder that an image lies in is its label.
     """
 
     def __init__(
-        self, path: Path, files: tuple[Path, ...], expected: InputSpec | None = None, resize: bool = False
+        self,
+        path: Path,
+        files: tuple[Path, ...],
+        expected: InputSpec | None = None,
+        resize: bool = False,
+        *,
+        labelled: bool = False,
     ) -> None:
         self._resize = resize
+        if labelled and (loose := next((file for file in files if file.parent == path), None)):
+            raise DataError(f"{loose}: lies in no folder of its own below {path} that could be its label")
         try:
             shape = promised_shape((file.read_bytes() for file in files[:PROBE_ROWS]), expected, resize)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-        super().__init__(path, files, len(files), input_spec("uint8", shape), has_labels=False)
+        super().__init__(path, files, len(files), input_spec("uint8", shape), has_labels=labelled)
+
+    @cached_property
+    def label_names(self) -> tuple[str, ...] | None:
+        """Names of the folders, sorted. See `Source.label_names`."""
+        return tuple(sorted({file.parent.name for file in self.files})) if self.has_labels else None
 
     def _chunks(self, start: int, stop: int, chunk_rows: int) -> Iterator[Chunk]:
         for first in range(start, stop, chunk_rows):
@@ -49,4 +65,7 @@ class ImageFolderSource(Source):
                 except ValueError as error:
                     errors[row] = str(error)
             names = [file.relative_to(self.path).as_posix() for file in files]
-            yield Chunk(start=first, x=x, ids=pa.table({"path": names}), errors=errors)
+            labels = None
+            if self.label_names is not None:
+                labels = np.searchsorted(self.label_names, [file.parent.name for file in files])
+            yield Chunk(start=first, x=x, labels=labels, ids=pa.table({"path": names}), errors=errors)

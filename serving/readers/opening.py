@@ -9,6 +9,7 @@ from serving.manifest import InputSpec
 from serving.readers import idx, npy, records
 from serving.readers.source import DataError, Source, Split
 
+FOLDER = "folder"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 _SUPPORTED = (
     "IDX, .npy, .npz, .parquet, .csv, the binary files of CIFAR and STL-10, or a folder of IDX, Parquet or "
@@ -38,19 +39,20 @@ def open_source(
         Which half of a folder or NPZ file that has both; a lone file is read as it is.
     label_column
         Column (or NPZ array) with the labels: text or whole numbers. Never a feature. Of CIFAR-100, ``fine``
-        or ``coarse``.
+        or ``coarse``; of a folder of images, ``folder``: the name of the folder that an image lies in.
     id_columns
         Columns (or NPZ arrays) to hand through beside the rows. Never features. Images always have
         ``path``, relative to the folder.
     feature_columns
         Columns that make up a row, in this order; by default the only image or list column, or else all
-        numeric ones.
+        numeric ones, or those of ``expected``.
     read_labels
         ``False`` leaves labels unread: ``label_column`` is then only kept out of the features.
     expected
         What a model takes. Where rows may differ (images, lists), those that fit it are good and the rest
         are errors; without it the first readable row decides. If none of the first rows fits, the
-        source's ``input`` tells what is there instead, for the caller to compare.
+        source's ``input`` tells what is there instead, for the caller to compare. Its columns are found by
+        name, wherever they are in a table; what else there is is left out.
     resize
         Bring encoded images of other sizes to that of ``expected``, bilinearly.
 
@@ -102,15 +104,20 @@ def open_source(
     if kind == "images":
         from serving.readers.image_folder import ImageFolderSource
 
-        if label_column or feature_columns or set(id_columns) - {"path"}:
-            raise DataError(f"{path}: a folder of images has no columns but 'path'")
-        return ImageFolderSource(path, split_files(path, IMAGE_SUFFIXES, split), expected, resize)
+        if feature_columns or set(id_columns) - {"path"} or label_column not in (None, FOLDER):
+            raise DataError(
+                f"{path}: a folder of images has no columns but the id 'path' and the label {FOLDER!r}"
+            )
+        files = split_files(path, IMAGE_SUFFIXES, split)
+        labelled = read_labels and label_column is not None
+        return ImageFolderSource(path, files, expected, resize, labelled=labelled)
 
     from serving.readers.columns import ColumnChoice
     from serving.readers.csv import CsvSource
     from serving.readers.parquet import ParquetSource
 
-    choice = ColumnChoice(label_column, tuple(id_columns), tuple(feature_columns), read_labels)
+    names = expected.columns if expected is not None else ()
+    choice = ColumnChoice(label_column, tuple(id_columns), tuple(feature_columns), read_labels, names)
     if kind == "csv":
         return CsvSource(path, choice)
     files = split_files(path, frozenset({".parquet"}), split) if path.is_dir() else (path,)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.manifest import InputSpec
-from serving.readers.columns import ColumnChoice, assign_roles
+from serving.readers.columns import ColumnChoice, Roles, assign_roles
 from serving.readers.decode import PROBE_ROWS, ImageRows, ListRows, NumericRows, RowDecoder
 from serving.readers.source import DataError
 from serving.readers.tables import RowStream, TableSource
@@ -60,18 +60,17 @@ class ParquetSource(TableSource):
         roles = assign_roles(path, schema, choice)
         if resize and roles.kind != "image":
             raise DataError(f"{path}: has no column of encoded images, so there is nothing to resize")
-        decoder = self._decoder_for(path, roles.kind, roles.features, expected, resize)
+        decoder = self._decoder_for(path, roles, expected, resize)
         super().__init__(path, files, sum(rows), schema, choice, roles, decoder)
 
-    def _decoder_for(
-        self, path: Path, kind: str, features: tuple[str, ...], expected: InputSpec | None, resize: bool
-    ) -> RowDecoder:
-        if kind == "numeric":
-            return NumericRows(features)
+    def _decoder_for(self, path: Path, roles: Roles, expected: InputSpec | None, resize: bool) -> RowDecoder:
+        features = roles.features
+        if roles.kind == "numeric":
+            return NumericRows(roles)
         batches = self._stream(0, features).take(PROBE_ROWS)
         sample = pa.Table.from_batches(batches).column(features[0]).combine_chunks()
         try:
-            if kind == "image":
+            if roles.kind == "image":
                 return ImageRows(features[0], sample, expected, resize)
             return ListRows(features[0], sample, expected)
         except ValueError as error:

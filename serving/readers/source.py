@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -140,8 +140,8 @@ class Source(ABC):
         """See `chunks`; the range has been checked."""
 
 
-def input_spec(dtype: str, shape: tuple[int, ...]) -> InputSpec:
-    """Spec of rows of ``shape``: uint8 rows are images, float32 rows are features."""
+def input_spec(dtype: str, shape: tuple[int, ...], columns: Sequence[str] = ()) -> InputSpec:
+    """Spec of rows of ``shape``: uint8 rows are images, float32 rows are features, maybe named columns."""
     if dtype == "uint8":
         return InputSpec(dtype="uint8", shape=shape, meaning="image")
-    return InputSpec(dtype="float32", shape=shape, meaning="features")
+    return InputSpec(dtype="float32", shape=shape, meaning="features", columns=tuple(columns))

@@ -31,7 +31,7 @@ def readable_chunks(source: Source) -> Iterator[Chunk]:
         more = f"; and {n_bad - len(shown)} more" if n_bad > len(shown) else ""
         raise DataError(
             f"{source.path}: {n_bad} of {source.n_rows} rows cannot be used: {'; '.join(shown)}{more}; "
-            "repair or remove them"
+            f"repair or remove them{_hint(shown)}"
         )
 
 
@@ -56,6 +56,11 @@ def read_all(source: Source) -> tuple[np.ndarray, np.ndarray | None]:
         if labels is not None and chunk.labels is not None:
             labels[rows] = chunk.labels
     return x, labels
+
+
+def _hint(messages: list[str]) -> str:
+    other_size = any(": the image is " in message for message in messages)
+    return ", or bring all images to one size with --resize" if other_size else ""
 
 
 def _name_of(ids: object, offset: int) -> str:

@@ -20,7 +20,7 @@ from training.fit import fit
 from training.loop import _build, _epoch_batches, _train_epoch, train
 from training.onnx_graph import to_onnx
 from training.rows import MappedRows, fetch
-from training.stack import Stack, StackedUpdates
+from training.stack import Stack
 from training.stacked_loop import stacks, train_stacked
 from training.state import Run
 from training.update import Updates
@@ -132,7 +132,7 @@ def test_no_host_synchronisation_within_an_epoch(images, changes):
         for epoch in range(2):  # the first captures, and allocates Adam's state
             with no_waiting(epoch > 0):
                 updates.begin(epoch)
-                updates.take(_epoch_batches(rows, anchors, settings, updates.generator))
+                updates.take(_epoch_batches(rows, anchors, settings, updates.generators[0]))
         assert math.isfinite(updates.bound.item())
 
 
@@ -239,7 +239,7 @@ def test_a_stack_trains_by_a_graph_and_waits_for_nothing(images):
     for graph in (True, False):
         own = [settings.model_copy(update={"cuda_graph": graph}) for settings in each]
         stack = Stack([_build(settings, rows, describe(images)) for settings in own], own)
-        updates = StackedUpdates(stack)
+        updates = Updates(stack, *stack.configs)
         for epoch in range(2):
             with no_waiting(epoch > 0):
                 updates.begin(epoch)

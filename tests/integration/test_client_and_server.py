@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from serving.bundle import read_bundle
-from serving.client import AsyncClusterClient, ClusterClient, Health
+from serving.client import AsyncClusterClient, ClusterClient, ClusterServiceError, Health
 from serving.client.cli import main as client_main
 from serving.engine import OnnxEngine
 from serving.labelling.cli import main as label_main
@@ -25,7 +26,14 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def target(bundle, tmp_path_factory):
+def table_bundle(bundle):
+    columns = ("a", "b", "c")
+    path = make_bundle(bundle.path.parents[1], "table", shape=(3,), dtype="float32", columns=columns)
+    return read_bundle(path)
+
+
+@pytest.fixture(scope="module")
+def target(bundle, table_bundle, tmp_path_factory):
     with ServerProcess(bundle.path.parents[1], tmp_path_factory.mktemp("server")) as server:
         yield server.grpc_target
         server.terminate()
@@ -63,8 +71,32 @@ def test_command_line(target, data, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["rows"] == N_ROWS
     np.testing.assert_array_equal(pq.read_table(out)["cluster"], expected.clusters)
     assert client_main(["models", "--target", target, "--json"]) == 0
-    (model,) = json.loads(capsys.readouterr().out)
+    table, model = json.loads(capsys.readouterr().out)
     assert (model["name"], model["version"], model["state"]) == ("toy", 1, "ready")
+    assert (table["columns"], model["columns"]) == (["a", "b", "c"], [])
+
+
+async def test_columns_go_by_name(target, table_bundle, tmp_path, capsys):
+    """Of a file they are put in order; of a table in memory another order is refused, in all its parts."""
+    x = random_rows(N_ROWS, (3,), "float32", seed=7)
+    expected = OnnxEngine(table_bundle, "cpu", intra_op_threads=1).assign(x).clusters
+    table = pa.table({name: x[:, "abc".index(name)] for name in "cab"})
+    pq.write_table(table, tmp_path / "x.parquet")
+    arguments = ["--target", target, "--model", "table", "--input", str(tmp_path / "x.parquet")]
+    assert client_main(["assign", *arguments, "--output", str(tmp_path / "out.npy")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
+    ordered, refused = table.select(["a", "b", "c"]), "columns in another order: number 0 is 'c', not 'a'"
+    with ClusterClient(target) as client:
+        np.testing.assert_array_equal(client.assign(ordered, model="table").clusters, expected)
+        with pytest.raises(ClusterServiceError, match=refused):
+            client.assign(table, model="table")
+        answers = list(client.assign_stream([ordered[:9], table[:9]], model="table"))
+    async with AsyncClusterClient(target) as client:
+        np.testing.assert_array_equal((await client.assign(ordered, model="table")).clusters, expected)
+        with pytest.raises(ClusterServiceError, match=refused):
+            await client.assign(table, model="table")
+    np.testing.assert_array_equal(answers[0].clusters, expected[:9])
+    assert refused in str(answers[1])
 
 
 def test_labelling_by_the_server_and_in_process_agree(target, bundle, data, tmp_path):

@@ -65,7 +65,8 @@ def _draw(axes: Axes, columns: Mapping[str, np.ndarray], name: str, chosen: int 
     axes.plot(k, values, color=ACCENT, linewidth=1.8, marker="o", markersize=4, label="these rows", zorder=3)
     if name == "stability":
         std = columns["stability_std"]
-        axes.fill_between(k, values - std, values + std, color=ACCENT, alpha=0.15, linewidth=0, zorder=2)
+        low, high = np.clip((values - std, values + std), -1, 1)
+        axes.fill_between(k, low, high, color=ACCENT, alpha=0.15, linewidth=0, zorder=2)
     cloud = columns.get(f"cloud_{name}")
     if cloud is not None:
         axes.plot(

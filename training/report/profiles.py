@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from training.report.style import EMPTY, INK, MUTED, new_figure, plain_axes, sav
 _LIMIT = 3.0
 
 
-def plot_profiles(path: Path, rows: np.ndarray, sizes: np.ndarray | None, title: str) -> Path:
+def plot_profiles(
+    path: Path, rows: np.ndarray, sizes: np.ndarray | None, title: str, names: Sequence[str] = ()
+) -> Path:
     """Draw the mean profile of each cluster, feature by feature, in standard deviations of the rows shown.
 
     Parameters
@@ -25,6 +28,8 @@ def plot_profiles(path: Path, rows: np.ndarray, sizes: np.ndarray | None, title:
         without any is marked as empty. ``None``: all count.
     title
         Title of the picture.
+    names
+        Names of the features, if they have any; shown if there is room, up to 40.
 
     Raises
     ------
@@ -56,6 +61,10 @@ def plot_profiles(path: Path, rows: np.ndarray, sizes: np.ndarray | None, title:
     axes.set_yticks(np.arange(0, n_clusters, step))
     if n_features <= 40:
         axes.set_xticks(np.arange(n_features))
+        if names:
+            short = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
+            axes.set_xticklabels(short, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_xlabel("")
     for index in np.flatnonzero(np.isnan(profiles).all(axis=1)):
         label = "empty" if sizes is not None and sizes[index] == 0 else "no finite value"
         axes.text(0, float(index), label, fontsize=8, color=MUTED, va="center", style="italic")

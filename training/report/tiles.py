@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def typical_rows(
     return picked
 
 
-def plot_samples(path: Path, samples: np.ndarray, image: bool) -> Path:
+def plot_samples(path: Path, samples: np.ndarray, image: bool, names: Sequence[str] = ()) -> Path:
     """Draw rows the model generates for each cluster by ancestral sampling, z ~ p(z|y), x ~ p(x|z).
 
     Parameters
@@ -70,6 +71,8 @@ def plot_samples(path: Path, samples: np.ndarray, image: bool) -> Path:
         with 1 or 3 channels; uint8, or floats of any range.
     image
         Tiles if true, one row per cluster; else a heat map of each cluster's mean profile.
+    names
+        Names of the features, for the heat map.
 
     Raises
     ------
@@ -79,11 +82,13 @@ def plot_samples(path: Path, samples: np.ndarray, image: bool) -> Path:
     samples = np.asarray(samples)
     title = "Generated samples per cluster"
     if not image:
-        return plot_profiles(path, samples, None, title)
+        return plot_profiles(path, samples, None, title, names)
     return _plot_tiles(path, samples, None, title, "z drawn from p(z|y), then the mean of p(x|z)")
 
 
-def plot_typical(path: Path, rows: np.ndarray, image: bool, sizes: np.ndarray) -> Path:
+def plot_typical(
+    path: Path, rows: np.ndarray, image: bool, sizes: np.ndarray, names: Sequence[str] = ()
+) -> Path:
     """Draw the most typical training rows of each cluster.
 
     Parameters
@@ -97,6 +102,8 @@ def plot_typical(path: Path, rows: np.ndarray, image: bool, sizes: np.ndarray) -
         Tiles if true; else a heat map of the mean of these rows.
     sizes
         Number of training rows in each cluster ``(n_clusters,)``.
+    names
+        Names of the features, for the heat map.
 
     Raises
     ------
@@ -106,7 +113,7 @@ def plot_typical(path: Path, rows: np.ndarray, image: bool, sizes: np.ndarray) -
     rows, sizes = np.asarray(rows), np.asarray(sizes)
     title = "Most typical training rows per cluster"
     if not image:
-        return plot_profiles(path, rows, sizes, title)
+        return plot_profiles(path, rows, sizes, title, names)
     return _plot_tiles(path, rows, sizes, title, "most typical first; in brackets the rows in the cluster")
 
 

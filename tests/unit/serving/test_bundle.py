@@ -14,7 +14,7 @@ from serving.bundle import (
     sha256,
     write_bundle,
 )
-from serving.manifest import InputSpec
+from serving.manifest import InputSpec, columns_difference
 from tests.bundles import make_bundle
 
 
@@ -39,9 +39,10 @@ def test_what_is_written_is_read_and_nothing_else_is_there(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"schema_version": 3}, "schema_version: Input should be 1 or 2"),
-        ({"schema_version": 2}, "novelty takes schema_version 2"),
-        ({"outputs": ["probabilities", "cluster", "novelty"]}, "novelty takes schema_version 2"),
+        ({"schema_version": 4}, "schema_version: Input should be 1, 2 or 3"),
+        ({"schema_version": 2}, "what is said takes schema_version 1"),
+        ({"schema_version": 3}, "what is said takes schema_version 1"),
+        ({"outputs": ["probabilities", "cluster", "novelty"]}, "novelty takes an output of that name"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"n_clusters": 9}, "clusters must list the ids 0..8 in order"),
         ({"name": "../toy"}, "name: String should match"),
@@ -64,8 +65,49 @@ def test_novelty_takes_the_second_version_of_the_schema_and_nothing_else_does(bu
     document = json.loads((with_novelty.path / MANIFEST_FILE).read_text())
     assert (document["schema_version"], document["novelty"]["score"]) == (2, "toy")
     change(with_novelty.path, schema_version=1)
-    with pytest.raises(BundleError, match="novelty takes schema_version 2"):
+    with pytest.raises(BundleError, match="what is said takes schema_version 2"):
         read_bundle(with_novelty.path)
+
+
+def test_columns_take_the_third_version_of_the_schema_and_no_more_than_they_name(bundle, tmp_path):
+    assert "columns" not in json.loads((bundle.path / MANIFEST_FILE).read_text())["input"]
+    names = ("a", "b", "c")
+    path = make_bundle(tmp_path / "other", shape=(3,), dtype="float32", novelty=True, columns=names)
+    named = read_bundle(path)
+    assert named.manifest.input.columns == names
+    document = json.loads((path / MANIFEST_FILE).read_text())
+    assert (document["schema_version"], document["input"]["columns"]) == (3, ["a", "b", "c"])
+    change(path, schema_version=2)
+    with pytest.raises(BundleError, match="what is said takes schema_version 3"):
+        read_bundle(path)
+    for columns, says in ((["a", "b"], "names 2 values of a row of shape"), (["a", "b", "a"], "twice")):
+        change(path, input=document["input"] | {"columns": columns})
+        with pytest.raises(BundleError, match=says):
+            read_bundle(path)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "says"),
+    [
+        ("abc", "abc", ""),
+        ("abc", "", ""),
+        ("", "abc", ""),
+        ("abc", "bac", "columns in another order: number 0 is 'b', not 'a'"),
+        ("abc", "abd", "other columns, without ['c'] and with ['d']"),
+        ("abc", "ab", "other columns, without ['c']"),
+        ("ab", "abc", "other columns, with ['c']"),
+    ],
+)
+def test_columns_are_compared_where_both_are_known(expected, found, says):
+    assert columns_difference(expected, found) == says
+
+
+def test_rows_differ_in_type_and_shape_before_columns():
+    spec = InputSpec(dtype="float32", shape=(2,), meaning="features", columns=("a", "b"))
+    assert spec.difference(spec.model_copy(update={"columns": ()})) == ""
+    assert spec.difference(spec.model_copy(update={"columns": ("b", "a")})).startswith("columns in another")
+    image = InputSpec(dtype="uint8", shape=(8, 8), meaning="image")
+    assert spec.difference(image) == "uint8 [8, 8] (image), not float32 [2] (features)"
 
 
 @pytest.mark.parametrize("name", [GRAPH_FILE, MANIFEST_FILE])

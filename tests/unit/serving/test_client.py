@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -293,6 +295,15 @@ def test_cli_models_and_health(cli, service):
     assert "ready: no" in cli("health", status=1).out
     service.set_ready(True)
     assert json.loads(cli("health", "--json").out) == {"alive": True, "ready": True}
+
+
+def test_cli_ends_in_silence_when_nobody_reads_on(service):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "serving.client.cli", "models", "--target", service.target]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_cli_health_waits_for_a_server_that_is_loading(cli, service):

@@ -48,10 +48,30 @@ PNGS = [encoded(image) for image in IMAGES]
     ],
 )
 def test_rows_come_out_as_they_are_sent(given, rows):
-    made = as_rows(given)
+    made, _ = as_rows(given)
     assert made.dtype == (np.uint8 if rows.dtype == np.uint8 else np.dtype("<f4"))
     assert made.flags.c_contiguous
     np.testing.assert_array_equal(made, rows)
+
+
+class Frame:
+    """A table of some other library, of which only Arrow's PyCapsule interface is known."""
+
+    def __init__(self, **columns):
+        self._table = pa.table(columns)
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+def test_columns_of_numbers_have_names_whatever_table_they_are_of():
+    columns = {name: FEATURES[:, j] for j, name in enumerate("cab")}
+    for table in (pa.table(columns), pa.record_batch(columns), Frame(**columns)):
+        made, names = as_rows(table)
+        np.testing.assert_array_equal(made, FEATURES)
+        assert names == ("c", "a", "b")
+    for nameless in (FEATURES, LISTS, pa.table({"embedding": LISTS}), PNGS):
+        assert as_rows(nameless)[1] == ()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +80,10 @@ def test_rows_come_out_as_they_are_sent(given, rows):
         (np.int64([[1]]), "x has dtype int64; convert it"),
         (["a", "b"], "x has dtype <U1"),
         (3.0, "x is a single number"),
+        (
+            np.array([[1.0, 2.0], [1e39, 0.0]]),
+            r"row 1 has a value beyond float32's largest.*\(1 such rows of 2\)",
+        ),
         (pa.array([[1.0, 2.0], None, [3.0]]), r"row 1: a list that is null.*\(2 such rows of 3\)"),
         (pa.table({"a": [1.0, float("nan")]}), "row 1: "),
         (pa.table({"label": [1], "a": [1.0]}), "column 'label' looks like a label"),
@@ -84,7 +108,7 @@ def test_arrays_need_neither_pyarrow_nor_pillow():
     code = (
         "import sys; sys.modules['pyarrow'] = sys.modules['PIL'] = None\n"
         "import numpy as np; from serving.client import ClusterClient\n"
-        "from serving.client.rows import as_rows; print(as_rows(np.ones((2, 3))).shape)"
+        "from serving.client.rows import as_rows; print(as_rows(np.ones((2, 3)))[0].shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(2, 3)"

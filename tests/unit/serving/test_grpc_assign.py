@@ -129,6 +129,38 @@ async def test_get_model_tells_of_novelty_if_there_is_any(novelty_stub, novelty_
     assert told.max_abs_difference == novelty_manifest.novelty.max_abs_difference
 
 
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ("ab", ""),
+        ("", ""),
+        ("ba", "columns in another order: number 0 is 'b', not 'a'; send those that the model names"),
+        ("ac", "other columns, without ['b'] and with ['c']"),
+        ("abc", "names 3 columns, the model takes 2"),
+    ],
+)
+async def test_columns_that_are_named_are_the_models_in_its_order(tmp_path, columns, says):
+    make_bundle(tmp_path, shape=(2,), dtype="float32", columns=("a", "b"))
+    make_bundle(tmp_path, name="nameless", shape=(2,), dtype="float32")
+    async with (
+        in_process(tmp_path, fake_engine) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        stub = ClusterServiceStub(channel)
+        told = await stub.ListModels(pb.ListModelsRequest())
+        assert {m.name: list(m.input.columns) for m in told.models} == {"toy": ["a", "b"], "nameless": []}
+        asked = request(random_rows(3, (2,), "float32"))
+        asked.input.columns.extend(columns)
+        if says:
+            code, details = await refused(stub.Assign(asked))
+            assert code == CODE.INVALID_ARGUMENT
+            assert says in details
+        else:
+            assert len((await stub.Assign(asked)).clusters_data) == 3 * 8
+        asked.model_name = "nameless"
+        assert len((await stub.Assign(asked)).clusters_data) == 3 * 8
+
+
 async def test_a_version_can_be_asked_for(stub):
     assert (await stub.Assign(request(model_version=1))).model_version == 1
 

@@ -218,6 +218,24 @@ def test_an_id_column_of_the_name_novelty_is_refused_only_where_it_clashes(label
     assert "rename the id column 'novelty'" in said
 
 
+def test_columns_are_found_by_name_wherever_they_are(label, tmp_path):
+    x = random_rows(10, (3,), "float32")
+    model = make_bundle(tmp_path / "models", shape=(3,), dtype="float32", columns=("a", "b", "c"))
+    columns = {"c": x[:, 2], "a": x[:, 0], "label": np.arange(10), "b": x[:, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    status, said = label(model=model, input=tmp_path / "t.parquet")
+    assert status == 0, said
+    clusters, confidences = answers(model, x)
+    found = pq.read_table(tmp_path / "out")
+    assert found["cluster"].to_pylist() == clusters.tolist()
+    np.testing.assert_allclose(found["confidence"].to_numpy(), confidences, rtol=1e-6)
+    pq.write_table(pa.table({"a": x[:, 0], "B": x[:, 1], "c": x[:, 2]}), tmp_path / "u.parquet")
+    status, said = label(model=model, input=tmp_path / "u.parquet", output="other")
+    assert status == 42
+    assert "has no column ['b'], which the model was fitted on" in said
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_fault_of_the_program_shows_its_traceback_and_one_of_the_input_does_not(label, monkeypatch):
     assert "Traceback" not in label("--shard", "7/3")[1]
     monkeypatch.setattr("serving.labelling.job.label_chunk", lambda *_: 1 / 0)

@@ -80,6 +80,16 @@ def test_a_rollback_to_a_version_that_is_gone_is_refused(path, run):
     assert labels(path) == "stable: 2\n"
 
 
+def test_versions_with_columns_in_another_order_take_other_rows(path, run):
+    values = {"name": "table", "shape": (2,), "dtype": "float32"}
+    make_bundle(path, version=1, columns=("a", "b"), **values)
+    make_bundle(path, version=2, columns=("b", "a"), **values)
+    make_bundle(path, version=3, **values)
+    run("label", "table", "stable=1", "canary=3:10%")
+    says = "which takes other rows than stable: columns in another order: number 0 is 'b', not 'a'"
+    assert says in run("label", "table", "canary=2:10%", status=1).err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -114,6 +114,20 @@ def test_image_folder_is_sorted_by_path_and_keeps_grey(image_folder):
         np.testing.assert_array_equal(chunk.x[row], np.asarray(Image.open(image_folder / name)))
 
 
+def test_folders_that_images_lie_in_can_be_their_labels(image_folder):
+    source = open_source(image_folder, label_column="folder")
+    assert source.label_names == ("a", "b")
+    (chunk,) = source.chunks()
+    assert (chunk.labels.dtype, chunk.labels.tolist()) == (np.int64, [0, 1, 1])
+    assert not open_source(image_folder).has_labels
+    assert not open_source(image_folder, label_column="folder", read_labels=False).has_labels
+    with pytest.raises(DataError, match="no columns but the id 'path' and the label 'folder'"):
+        open_source(image_folder, label_column="class")
+    Image.new("L", (6, 4)).save(image_folder / "loose.png")
+    with pytest.raises(DataError, match=r"loose.png: lies in no folder of its own below"):
+        open_source(image_folder, label_column="folder")
+
+
 @pytest.mark.parametrize(
     ("mode", "shape"), [("1", (4, 6)), ("LA", (4, 6)), ("P", (4, 6, 3)), ("RGBA", (4, 6, 3))]
 )
@@ -135,7 +149,7 @@ def test_odd_image_is_named_in_training(image_folder):
     with pytest.raises(
         DataError,
         match=r"2 of 5 rows cannot be used: row 2 \(b/11.png\): the image is 6x5 grey, not 6x4 grey; "
-        r"row 3 \(b/12.png\): the image is 6x4 colour, not 6x4 grey; repair",
+        r"row 3 \(b/12.png\): the image is 6x4 colour, not 6x4 grey; repair or remove them, or bring all images",
     ):
         read_all(source)
 

@@ -173,7 +173,7 @@ def test_an_id_never_becomes_a_feature_unseen(tmp_path):
         ({"a": ["x"]}, {}, "no image, list or numeric column"),
         ({"a": [1.0]}, {"label_column": "b"}, r"no column \['b'\]; it has \['a'\]"),
         ({"a": [[1.0]], "b": [[1.0]]}, {}, r"\['a', 'b'\] could each be the row"),
-        ({"a": [1.0], "b": ["x"]}, {"feature_columns": ["a", "b"]}, "do not make up a row"),
+        ({"a": [1.0], "b": ["x"]}, {"feature_columns": ["a", "b"]}, r"hold no .* or images: {'b': 'string'}"),
         ({"a": [1.0], "b": [[1.0]]}, {"feature_columns": ["a", "b"]}, "do not make up a row"),
         ({"a": [1.0], "b": [1]}, {"feature_columns": ["a"], "label_column": "a"}, "also as label or id"),
     ],
@@ -335,3 +335,43 @@ def test_csv_labels_that_turn_to_text(tmp_path):
     source = open_source(csv(tmp_path / "a.csv", text), label_column="label")
     with pytest.raises(DataError, match=r"label column 'label', rows .* to 300000: .*oops"):
         read_all(source)
+
+
+MODEL = InputSpec(dtype="float32", shape=(2,), meaning="features", columns=("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_models_columns_are_found_by_name_and_the_rest_is_left_out(tmp_path, kind):
+    columns = {"b": [2.0, 4.0], "label": [0, 1], "id": [7, 8], "a": [1.0, 3.0], "note": ["x", "y"]}
+    if kind == "csv":
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+        path = csv(tmp_path / "a.csv", "\n".join(lines) + "\n")
+    else:
+        path = parquet(tmp_path / "a.parquet", **columns)
+    with pytest.raises(DataError, match="looks like a label"):
+        open_source(path)
+    source = open_source(path, expected=MODEL, id_columns=["id"])
+    assert (source.features, source.left_out) == (("a", "b"), ("label", "note"))
+    assert source.input == MODEL
+    (chunk,) = source.chunks()
+    np.testing.assert_array_equal(chunk.x, [[1, 2], [3, 4]])
+    assert [row["id"] for row in chunk.ids.to_pylist()] == (["7", "8"] if kind == "csv" else [7, 8])
+    same = open_source(path, expected=MODEL, feature_columns=["b", "a"])
+    np.testing.assert_array_equal(read_all(same)[0], [[1, 2], [3, 4]])
+    others = open_source(path, expected=MODEL, feature_columns=["b", "id"])
+    np.testing.assert_array_equal(read_all(others)[0], [[2, 7], [4, 8]])
+    assert others.input.columns == (), "the user's word, not the model's columns"
+
+
+def test_a_table_that_lacks_a_models_column_is_refused_and_a_column_of_lists_is_not(tmp_path):
+    path = parquet(tmp_path / "a.parquet", a=[1.0], B=[2.0], label=[0])
+    with pytest.raises(
+        DataError, match=r"no column \['b'\], which the model was fitted on; it has \['a', 'B'"
+    ):
+        open_source(path, expected=MODEL)
+    lists = parquet(tmp_path / "b.parquet", embedding=[[1.0, 2.0]], label=[0])
+    source = open_source(lists, expected=MODEL)
+    np.testing.assert_array_equal(read_all(source)[0], [[1, 2]])
+    assert source.input.columns == ()
+    with pytest.raises(DataError, match="named twice, or also as label or id"):
+        open_source(parquet(tmp_path / "c.parquet", a=[1.0], b=[2.0]), expected=MODEL, label_column="b")

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from training.cli import main
 
@@ -88,6 +89,70 @@ def test_columns_are_chosen_by_name_and_said(run, table, tmp_path, capsys):
     assert "ACC" in capsys.readouterr().out
 
 
+def shuffled(table, path, header="c,kind,b,more,a"):
+    """The rows of ``table`` with its columns in another order, and one more."""
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    order = [lines[0].index(name) if name in lines[0] else None for name in header.split(",")]
+    cells = [["9" if i is None else line[i] for i in order] for line in lines[1:]]
+    path.write_text("\n".join([header, *map(",".join, cells)]) + "\n")
+    return path
+
+
+def test_a_model_finds_its_columns_by_name(run, table, tmp_path, capsys):
+    def scores(path, *more):
+        arguments = ["evaluate", str(run), "--data", str(path), "--label-column", "kind", "--json", *more]
+        assert main(arguments) == 0
+        return json.loads(capsys.readouterr().out)
+
+    other, expected = shuffled(table, tmp_path / "other.csv"), scores(table)
+    assert scores(other) == expected
+    assert scores(other, "--feature-columns", "c,a,b") == expected, "the same columns: in the model's order"
+    renamed = shuffled(table, tmp_path / "renamed.csv", "b,a,kind,c")
+    renamed.write_text(renamed.read_text().replace("b,a,kind,c", "y,x,kind,z", 1))
+    assert scores(renamed, "--feature-columns", "x,y,z") == expected, "others: in the order that is said"
+    assert scores(renamed, "--feature-columns", "z,y,x") != expected
+    assert main(["evaluate", str(run), "--data", str(renamed), "--label-column", "kind"]) == 2
+    assert "has no column ['a', 'b', 'c'], which the model was fitted on; it has ['y', 'x', 'kind', 'z']" in (
+        capsys.readouterr().err
+    )
+
+    fit = ["fit", str(other), "--clusters", "3", "--label-column", "kind", *SMALL]
+    assert main([*fit, "--warm-start", str(run), "--output", str(tmp_path / "new")]) == 0
+    assert "a row is ['a', 'b', 'c']; left out: ['more']" in capsys.readouterr().err
+    again = [*fit, "--output", str(tmp_path / "again"), "--feature-columns"]
+    assert main([*again, "c,a,b"]) == 0
+    assert main([*again, "c,b,a", "--resume"]) == 2
+    assert "begun on other rows of the same data, which are now columns in another order: number 1" in (
+        capsys.readouterr().err
+    )
+    assert main(["export", str(run), "--output", str(tmp_path / "toy" / "1")]) == 0
+    align, of = ["align", str(tmp_path / "toy" / "1")], ["--data", str(other)]
+    assert main([*align, str(tmp_path / "new"), *of]) == 0
+    capsys.readouterr()
+    assert main([*align, str(tmp_path / "again"), *of]) == 2
+    assert "columns in another order: number 0 is 'c', not 'a'" in capsys.readouterr().err
+
+
+def test_photographs_of_many_sizes_in_a_folder_a_class(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(12):
+            size = tuple(random.integers(5, 12, 2))
+            image = Image.fromarray(random.integers(level, level + 40, (*size, 3), dtype=np.uint8))
+            image.save(tmp_path / "photos" / name / f"{index}.png")
+    fit = ["fit", str(tmp_path / "photos"), "--clusters", "2", *SMALL, "--initialisation", "gmm", "--output"]
+    assert main([*fit, str(tmp_path / "run")]) == 2
+    assert "or bring all images to one size with --resize" in capsys.readouterr().err
+    assert main([*fit, str(tmp_path / "run"), "--resize", "8"]) == 0
+    assert "24 rows of uint8 (8, 8, 3)" in capsys.readouterr().err
+    evaluate = ["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "photos"), "--resize", "--json"]
+    assert main(evaluate) == 0
+    assert json.loads(capsys.readouterr().out)["acc"] is None
+    assert main([*evaluate, "--label-column", "folder"]) == 0
+    assert json.loads(capsys.readouterr().out)["acc"] >= 0.5, "labels are there; there are two classes"
+
+
 def test_all_scores_are_kept(run):
     restarts = json.loads((run / "fit.json").read_text())["restarts"]
     assert [restart["seed"] for restart in restarts] == [0, 1]
@@ -155,15 +220,20 @@ def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
         ),
         (["fit", "digits", "--clusters", "10", "--output", "{tmp}/r", "--wrong", "1"], "--wrong"),
         (
+            ["fit", "digits", "--clusters", "10", "--output", "{tmp}/r", "--id-columns", "id"],
+            r"digits have no columns, but \['id'\] were named",
+        ),
+        (
             ["fit", "digits", "--clusters", "10", "--output", "{tmp}/r", "--learning-rate", "0"],
             "learning-rate|learning_rate",
         ),
         (["fit", "digits", "--clusters", "10", "--output", "{table}/r"], "Not a directory|File exists"),
+        (["suggest-k", "digits", "--output", "{table}/r"], "Not a directory: .*rows.csv"),
         (["fit", "digits", "--clusters", "10", "--output", "{run}"], "exists already: pass --resume"),
         (["fit", "digits", "--clusters", "10", "--output", "{run}", "--resume"], "run on other data"),
         (
             ["evaluate", "{run}", "--data", "digits"],
-            r"rows are uint8 \(8, 8\), the model takes float32 \(3,\)",
+            r"the model takes other rows: uint8 \[8, 8\] \(image\), not float32 \[3\]",
         ),
         (["evaluate", "{tmp}", "--data", "digits"], "it has no fit.json, so it is no run"),
         (
@@ -172,7 +242,7 @@ def test_layers_of_settings(table, tmp_path, monkeypatch, capsys):
         ),
         (
             ["fit", "digits", "--clusters", "4", "--output", "{tmp}/r", "--warm-start", "{run}"],
-            r"n_clusters is 3 there and 4 here; .*rows are float32 \(3,\) there and uint8 \(8, 8\) here",
+            r"n_clusters is 3 there and 4 here; .*rows here are uint8 \[8, 8\] \(image\), not float32 \[3\]",
         ),
         (["export", "{run}", "--output", "{tmp}/toy"], "NAME/VERSION"),
         (["bake"], "no command 'bake'; there are fit, evaluate, export, report, align, suggest-k"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_blobs
@@ -102,6 +103,21 @@ def test_save_and_load(blobs, fitted, tmp_path):
         assert again.get_params()[name] == value, name
     with pytest.raises(CheckpointError, match="cannot read"):
         NVISA.load(tmp_path / "nothing")
+
+
+def test_columns_of_a_data_frame_are_the_models(blobs, tmp_path):
+    table = pa.table({name: blobs[:, j] for j, name in enumerate("cab"[: blobs.shape[1]])})
+    model = NVISA(**QUICK).fit(table)
+    assert model.fitted_.spec.columns == tuple(table.column_names)
+    model.save(tmp_path / "model")
+    again = NVISA.load(tmp_path / "model")
+    assert again.feature_names_in_.tolist() == table.column_names
+    np.testing.assert_array_equal(again.predict(table), model.labels_)
+    for one in (model, again):
+        with pytest.raises(ValueError, match="feature names should match"):
+            one.predict(table.select(table.column_names[::-1]))
+    images = (load_digits().images[:50] * 15).astype(np.uint8)
+    assert model.set_params(n_clusters=2).fit(images).fitted_.spec.columns == ()
 
 
 def test_load_refuses_a_damaged_model(fitted, tmp_path):

@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from serving.manifest import InputSpec
-from training import inference, noise, novelty, stack, update
+from training import inference, noise, novelty, update
 from training.agreement import anchor_loss
 from training.augment import view
 from training.config import TrainingConfig
 from training.contrastive import nt_xent
 from training.densities import sample_normal
 from training.loop import _build
-from training.stack import Stack, StackedUpdates
+from training.stack import Stack
 from training.update import Updates
 
 SPEC = InputSpec(dtype="uint8", shape=(16, 16), meaning="image")
@@ -57,8 +57,7 @@ def _without_values(monkeypatch) -> None:
     """What meta tensors have not: a generator, autocast, Adam's fused step."""
     monkeypatch.setattr(noise, "_fill", lambda kind, values, generator: values.zero_())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind=None: False)
-    for module in (stack, update):
-        monkeypatch.setattr(module, "matrix_products", lambda device, precision: nullcontext())
+    monkeypatch.setattr(update, "matrix_products", lambda device, precision: nullcontext())
     adam = sys.modules[torch.optim.Adam.__module__]
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda parameter: None)
     monkeypatch.setattr(torch, "_fused_adam_", lambda *arguments, **keywords: None)
@@ -103,7 +102,7 @@ def test_a_step_asks_for_no_value_and_stays_on_its_device(changes):
 def test_neither_does_a_step_of_a_stack(changes):
     each = [config(**changes, network="mlp", seed=seed) for seed in range(2)]
     stacked = Stack([build(own) for own in each], each)
-    updates = on_meta(stacked, StackedUpdates(stacked))
+    updates = on_meta(stacked, Updates(stacked, *stacked.configs))
     with OnDevice() as device:
         updates.step(torch.zeros((2, 30, 16, 16), dtype=torch.uint8, device=META), None)
     assert "aten::scatter_add" not in device.called

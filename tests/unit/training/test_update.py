@@ -16,7 +16,7 @@ from training.densities import gaussian_log_likelihood
 from training.loop import _build, _epoch_batches, _train_epoch
 from training.model import NVISAModel
 from training.schedule import epoch_generator
-from training.stack import Stack, StackedUpdates
+from training.stack import Stack
 from training.step import batch_objective
 from training.update import Updates
 
@@ -42,7 +42,7 @@ def test_an_epoch_is_the_steps_one_would_write(rows):
     run, other = _build(config(), rows, SPEC), _build(config(), rows, SPEC)
     updates = Updates(run, config())
     updates.begin(3)
-    updates.take(_epoch_batches(rows, None, config(), updates.generator))
+    updates.take(_epoch_batches(rows, None, config(), updates.generators[0]))
     generator = epoch_generator(0, 3, torch.device("cpu"))
     adam = torch.optim.Adam(
         [{**group, "lr": 1e-3} for group in other.optimiser.param_groups], lr=1e-3, fused=False
@@ -148,7 +148,7 @@ def test_replays_of_a_stack_are_the_steps_one_would_take(rows, graphs):
     outcomes = []
     for graph in (True, False):
         stack = Stack([_build(own, rows, SPEC) for own in each], each)
-        updates = with_graph(StackedUpdates(stack)) if graph else StackedUpdates(stack)
+        updates = with_graph(Updates(stack, *stack.configs)) if graph else Updates(stack, *stack.configs)
         bounds = []
         for epoch in range(3):
             records = stacked_loop._train_epoch(stack, rows, updates)

@@ -28,16 +28,18 @@ MODEL_STATE_READY: ModelState
 MODEL_STATE_FAILED: ModelState
 
 class Tensor(_message.Message):
-    __slots__ = ("dtype", "shape", "data", "values")
+    __slots__ = ("dtype", "shape", "data", "values", "columns")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     dtype: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
     values: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., values: _Optional[_Iterable[float]] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
     __slots__ = ("model_name", "model_version", "request_id", "input", "want_probabilities", "want_novelty", "model_label")
@@ -218,14 +220,16 @@ class Novelty(_message.Message):
     def __init__(self, score: _Optional[str] = ..., rows: _Optional[int] = ..., cost_ratio: _Optional[float] = ..., max_abs_difference: _Optional[float] = ...) -> None: ...
 
 class InputSpec(_message.Message):
-    __slots__ = ("dtype", "shape", "meaning")
+    __slots__ = ("dtype", "shape", "meaning", "columns")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     MEANING_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     dtype: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
     meaning: str
-    def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., meaning: _Optional[str] = ...) -> None: ...
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., meaning: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Cluster(_message.Message):
     __slots__ = ("id", "name", "share", "mean_confidence")
