@@ -49,8 +49,7 @@ def build_grpc_server(
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.server.max_pending_requests", settings.max_pending_calls),
-            ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_calls),
+            *_pending_calls(settings.max_pending_calls),
             *_connection_age(settings.max_connection_age),
             _sharing(settings),
         ],
@@ -111,6 +110,19 @@ def listen(
             f"cannot listen on {host}:{port} (gRPC): the port is taken, or the address is not this "
             f"machine's; pass another {flag} or --host"
         ) from error
+
+
+def _pending_calls(most: int) -> list[tuple[str, int]]:
+    """Let up to ``most`` calls wait to be read, of a burst a quarter for sure, and fewer under overload.
+
+    Between the two limits gRPC turns calls away at random, with a probability that grows from 0 to 1. At
+    twice the peak those that wait then settle between, where with one limit they stay at it, and the calls
+    behind them wait as long as it takes to read all of them.
+    """
+    return [
+        ("grpc.server.max_pending_requests", max(1, most // 4)),
+        ("grpc.server.max_pending_requests_hard_limit", most),
+    ]
 
 
 def _connection_age(seconds: float) -> list[tuple[str, int]]:

@@ -100,8 +100,8 @@ class ServerSettings(LayeredSettings):
         1000,
         ge=1,
         le=2**31 - 1,
-        description="calls that may wait to be read, while the server is too busy to; gRPC turns others away "
-        "with CANCELLED",
+        description="most calls that may wait to be read, while the server is too busy to; gRPC turns others "
+        "away with CANCELLED, and from a quarter of them on some, the more the more wait",
     )
     max_queue_delay: float = Field(
         0.0, ge=0, le=1, description="seconds to wait for a fuller batch while the model is idle"

@@ -11,7 +11,15 @@ from serving.pb.nvisa.v1.cluster_pb2_grpc import ClusterServiceStub
 from tests.servers import fake_engine, in_process
 
 
-@pytest.mark.parametrize(("settings", "some"), [({"max_pending_calls": 6}, True), ({}, False)])
+@pytest.mark.parametrize(
+    ("settings", "some"),
+    [
+        ({"max_pending_calls": 6}, True),
+        ({"max_pending_calls": 61}, True),  # from 15 on, at random: none with a probability of 1e-20
+        ({"max_pending_calls": 240}, False),
+        ({}, False),
+    ],
+)
 async def test_more_calls_than_may_wait_to_be_read_are_turned_away_by_grpc(repository, settings, some):
     async with in_process(repository, fake_engine, **settings) as server:
 
