@@ -101,10 +101,11 @@ def check_rows(old: Model, loaded: Loaded, labels: Sequence[str]) -> None:
     BundleError
         If ``loaded``, in its place, takes other rows.
     """
-    if old.manifest is None:
+    if old.manifest is None or old.manifest.input == loaded.manifest.input:
         return
-    if difference := old.manifest.input.difference(loaded.manifest.input):
-        raise BundleError(
-            f"{old.path} takes other rows than before, {difference}, and is {', '.join(labels)}: "
-            "move the label first"
-        )
+    # Also where only one of the two names its columns: the other labels were compared with what there was.
+    difference = old.manifest.input.difference(loaded.manifest.input) or "its columns' names came or went"
+    raise BundleError(
+        f"{old.path} takes other rows than before ({difference}), and is {', '.join(labels)}: "
+        "move the label first"
+    )

@@ -28,9 +28,6 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _NUMPY_DTYPES = {dtype: np.dtype(dtype).newbyteorder("<") for dtype in ("uint8", "float32")}
 
 
-_SHOWN = 12  # names in a message
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,22 +93,34 @@ class InputSpec(_Part):
 
 
 def columns_difference(expected: Sequence[str], found: Sequence[str]) -> str:
-    """In what two orders of columns differ, in words; empty if in nothing, or if one is not known."""
+    """In what two orders of columns differ, in words; empty if in nothing, or if one is not known.
+
+    ``expected`` names no column twice.
+    """
     if not expected or not found or tuple(expected) == tuple(found):
         return ""
     known, there = set(expected), set(found)
     missing, more = [n for n in expected if n not in there], [n for n in found if n not in known]
     if missing or more:
-        said = [f"without {listed(missing)}"] * bool(missing) + [f"with {listed(more)}"] * bool(more)
-        return f"other columns, {' and '.join(said)}"
-    place = next(i for i, (old, new) in enumerate(zip(expected, found, strict=True)) if old != new)
-    return f"columns in another order: number {place} is {found[place]!r}, not {expected[place]!r}"
+        said = {"without": missing, "with": more}
+        return "other columns, " + " and ".join(
+            f"{w} {listed(names, 6)}" for w, names in said.items() if names
+        )
+    place, old, new = next(
+        (i, old, new) for i, (old, new) in enumerate(zip(expected, found, strict=False)) if old != new
+    )
+    return f"columns in another order: number {place} is {short(new)!r}, not {short(old)!r}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first of some names, for a message."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{list(names[:_SHOWN])}{more}"
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """The first of some names, and of each its beginning, for a message."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{[short(name) for name in names[:most]]}{more}"
+
+
+def short(name: str) -> str:
+    """The beginning of a name, for a message: gRPC has 8 KiB for one, and nine bytes for some characters."""
+    return name if len(name) <= 60 else f"{name[:59]}…"
 
 
 class Cluster(_Part):

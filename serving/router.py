@@ -192,6 +192,7 @@ class Router:
         if labels is None:
             # Not an older one in its place while the largest fails: nobody asked for that.
             default = None if labelling.blocked else ready.get(self._catalogue.able(name).version)
+            self._warn_of_other_rows(name, default)
             self._routes[name] = Route(ready, {}, default)
             self._metrics.versions.label(name, {}, {})
             return
@@ -204,6 +205,15 @@ class Router:
             canary.share if canary is not None else 0.0,
         )
         self._metrics.versions.label(name, labels.versions(), labels.shares())
+
+    def _warn_of_other_rows(self, name: str, default: ReadyModel | None) -> None:
+        """Say that calls which name no version are answered by one that takes other rows than the last."""
+        before = self._routes[name].default if name in self._routes else None
+        if before is None or default is None:
+            return
+        if difference := before.manifest.input.difference(default.manifest.input):
+            extra = {"model": name, "version": default.manifest.version, "difference": difference}
+            log.warning("the new default version takes other rows", extra=extra)
 
     def why_failing(self, name: str) -> str:
         """Return which version that should answer calls for ``name`` fails, and why; empty if none does."""

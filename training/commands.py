@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.configuration import load_settings
+from serving.manifest import InputSpec
 from training import ranks
 
 
@@ -46,8 +47,7 @@ def _fit(arguments: Sequence[str], world: ranks.World) -> None:
             **settings.columns(),
             memory=config.memory,
             scratch=settings.scratch or _disk_of(settings.output),
-            expected=data.colour_images(settings.resize) or (old.spec if old is not None else None),
-            resize=settings.resize is not None,
+            **_sized(settings.resize, old.spec if old is not None else None),
             say=progress.say,
         )
         if old is not None:
@@ -178,6 +178,7 @@ def align(arguments: Sequence[str]) -> None:
         refuse_existing(settings.output)
     bundle = read_bundle(settings.old_bundle)
     fitted = Fitted.load(settings.new_run, resolve_device(settings.device))
+    check_rows(bundle.manifest.input, fitted.spec, str(settings.new_run))
     expected = fitted.spec if fitted.spec.columns else bundle.manifest.input
     loaded = data.load(
         settings.data, split=settings.split, expected=expected, resize=settings.resize, **settings.columns()
@@ -204,8 +205,7 @@ def suggest_k(arguments: Sequence[str]) -> None:
     loaded = data.load(
         settings.data,
         split=settings.split,
-        expected=data.colour_images(settings.resize),
-        resize=settings.resize is not None,
+        **_sized(settings.resize),
         **settings.columns(),
     )
     first, last = getattr(settings, "from"), settings.to
@@ -242,8 +242,7 @@ def features(arguments: Sequence[str]) -> None:
         split=settings.split,
         label_column=settings.label_column,
         labels=True,
-        expected=data.colour_images(settings.resize),
-        resize=settings.resize is not None,
+        **_sized(settings.resize),
     )
     size = (settings.size, settings.size) if settings.size is not None else None
     asked = Asked(size=size, mean=settings.mean, std=settings.std, tensor=settings.tensor)
@@ -259,6 +258,15 @@ def features(arguments: Sequence[str]) -> None:
     )
     dropped = f"; {done.dropped} images that cannot be read are left out" if done.dropped else ""
     print(f"{settings.output}: {done.rows} rows of {done.width} features{dropped}")
+
+
+def _sized(side: int | None, otherwise: InputSpec | None = None) -> dict[str, Any]:
+    """What rows are to be, for `training.data.open_data`: images brought to ``side``, if it is given."""
+    from serving.readers.source import input_spec
+
+    if side is None:
+        return {"expected": otherwise}
+    return {"expected": input_spec("uint8", (side, side, 3)), "resize": True}
 
 
 def _refuse_file(output: Path) -> None:

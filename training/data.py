@@ -104,11 +104,6 @@ def open_data(
     )
 
 
-def colour_images(side: int | None) -> InputSpec | None:
-    """Images in colour, of this height and width; nothing without one."""
-    return input_spec("uint8", (side, side, 3)) if side is not None else None
-
-
 def load(
     source: str,
     *,

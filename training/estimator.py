@@ -182,6 +182,9 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         try:
             spec = describe(x, tuple(getattr(self, "feature_names_in_", ())))
             self.fitted_ = fit(self._config(), x, spec, warm_start=old, progress=progress)
+        except BaseException:
+            self._take_columns()
+            raise
         finally:
             if isinstance(progress, TerminalProgress):
                 progress.close()
@@ -250,11 +253,19 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         values = fitted.config.model_dump(exclude={"seed", "checkpoint_seconds"})
         estimator = cls(**values | {"device": device, "random_state": fitted.config.seed})
         estimator.fitted_ = fitted
-        estimator.n_features_in_ = fitted.spec.row_size
-        if fitted.spec.columns:
-            estimator.feature_names_in_ = np.array(fitted.spec.columns, dtype=object)
+        estimator._take_columns()
         estimator._remember()
         return estimator
+
+    def _take_columns(self) -> None:
+        """Check rows against the model there is, which after a fit that failed is the one from before."""
+        if not hasattr(self, "fitted_"):
+            return
+        self.n_features_in_ = self.fitted_.spec.row_size
+        if self.fitted_.spec.columns:
+            self.feature_names_in_ = np.array(self.fitted_.spec.columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
 
     def _remember(self) -> None:
         history = self.fitted_.histories[self.fitted_.chosen]

@@ -115,6 +115,9 @@ def fit(
     """
     progress = progress or Silent()
 
+    if warm_start is not None and not spec.columns and not warm_start.spec.difference(spec):
+        spec = warm_start.spec  # its weights are of these columns, whatever they are called here
+
     def prepare() -> tuple[torch.device, bool, WarmStart | None]:
         check_fit(x, config.n_clusters, unit=config.likelihood == "bernoulli")
         if config.device != "cpu":

@@ -47,8 +47,8 @@ def open_run(
         begun_on = InputSpec.model_validate(known["input"]) if "input" in known else spec
         if difference := begun_on.difference(spec):
             raise CheckpointError(
-                f"{directory} was begun on other rows of the same data, which are now {difference}: name the "
-                "columns as then, or fit into another directory"
+                f"{directory} was begun on other rows of the same data, which are now {difference}: name its "
+                "columns or --resize its images as then, or fit into another directory"
             )
         if (known["digest"], known["seed"]) != (config.digest(), config.seed):
             raise CheckpointError(
@@ -135,4 +135,4 @@ def check_rows(expected: InputSpec, found: InputSpec, source: str) -> None:
         If dtype or shape differ, or columns that both know.
     """
     if difference := expected.difference(found):
-        raise ValueError(f"{source}: the model takes other rows: {difference}")
+        raise ValueError(f"{source}: its rows are not the model's: {difference}")

@@ -35,7 +35,9 @@ class _TableSettings(LayeredSettings):
 
     label_column: str | None = Field(None, description=_LABELS)
     id_columns: Names = Field((), description="a,b: columns of a Parquet or CSV file that are no features")
-    feature_columns: Names = Field((), description="a,b: columns that make up a row; unset: all of numbers")
+    feature_columns: Names = Field(
+        (), description="a,b: columns that make up a row; unset: the model's, or all of numbers"
+    )
 
     def columns(self) -> dict[str, Any]:
         """As `training.data.open_data` takes them."""

@@ -56,7 +56,7 @@ def warm_start(old: Fitted, config: TrainingConfig, spec: InputSpec) -> WarmStar
         if theirs[name] != ours[name]
     ]
     if difference := old.spec.difference(spec):
-        differ.append(f"rows here are {difference}")
+        differ.append(f"the rows differ, here {difference}")
     if differ:
         raise ValueError(
             f"the weights of the old run do not fit: {'; '.join(differ)}; "

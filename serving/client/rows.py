@@ -36,10 +36,10 @@ def as_rows(x: Rows) -> tuple[np.ndarray, tuple[str, ...]]:
     ----------
     x
         An array ``(n_rows, *row_shape)`` of uint8 or a float type; an Arrow table or record batch, or a data
-        frame that hands one out (pandas', polars'), of which the only image column, else the only list
-        column, else all numeric columns are the row, as when `nvisa-label` reads a file; an Arrow array of
-        lists or encoded images; or a list of images. Numeric columns have names, which the server compares
-        with the model's.
+        frame that hands one out (polars', and pandas' from 2.2, less its index), of which the only image
+        column, else the only list column, else all numeric columns are the row, as when `nvisa-label` reads a
+        file; an Arrow array of lists or encoded images; or a list of images. Numeric columns have names,
+        which the server compares with the model's.
 
     Raises
     ------
@@ -50,7 +50,10 @@ def as_rows(x: Rows) -> tuple[np.ndarray, tuple[str, ...]]:
     """
     columns: tuple[str, ...] = ()
     if type(x).__module__.partition(".")[0] == "pyarrow" or hasattr(x, "__arrow_c_stream__"):
-        from serving.readers.arrow import rows_of_arrow
+        try:
+            from serving.readers.arrow import rows_of_arrow
+        except ImportError as error:
+            raise ImportError(f"a table needs pyarrow: pip install 'nvisa[data]' ({error})") from error
 
         array, columns = rows_of_arrow(cast(Any, x))
     elif _are_images(x):

@@ -25,7 +25,13 @@ def rows_of_arrow(
     DataError
         If it is empty, its columns do not make up a row, or a row cannot be read: the first one is named.
     """
-    table = pa.table({"rows": data} if isinstance(data, pa.Array | pa.ChunkedArray) else data)
+    try:
+        table = pa.table({"rows": data} if isinstance(data, pa.Array | pa.ChunkedArray) else data)
+    except (TypeError, pa.ArrowInvalid) as error:
+        raise DataError(f"{type(data).__name__} is no Arrow array and hands out no table: {error}") from error
+    # A data frame of pandas brings its index along, which is no part of a row.
+    index = (table.schema.pandas_metadata or {}).get("index_columns", [])
+    table = table.drop_columns([name for name in index if isinstance(name, str)])
     if not table.num_rows:
         raise DataError("the Arrow data has no rows")
     roles = assign_roles(Path("the Arrow data"), table.schema, ColumnChoice())

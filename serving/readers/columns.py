@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -43,8 +44,8 @@ class Roles:
 def assign_roles(path: Path, schema: pa.Schema, choice: ColumnChoice) -> Roles:
     """Find the row in a table: the only image column, else the only list column, else all numeric ones.
 
-    Where a model expects columns, those are the row, in its order, unless the user named others or there is
-    an image or list column and not all of them.
+    Where a model expects columns, those are the row, in its order, unless the user named others in their
+    place, or there is none of them and an image or list column.
 
     Raises
     ------
@@ -54,33 +55,36 @@ def assign_roles(path: Path, schema: pa.Schema, choice: ColumnChoice) -> Roles:
         of numbers lacks a column that a model expects.
     """
     names = schema.names
-    if set(choice.features) == set(choice.expected) or not choice.features:
+    if not choice.features or sorted(choice.features) == sorted(choice.expected):
         choice = replace(choice, features=_expected_columns(path, schema, choice.expected))
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: has more than one column named {twice}; rename them")
-    named = [*([choice.label] if choice.label else []), *choice.ids, *choice.features]
-    missing = [name for name in named if name not in names]
+    else:
+        _refuse_other_places(path, choice)
+    there = Counter(names)
+    if twice := sorted(name for name, count in there.items() if count > 1):
+        raise DataError(f"{path}: has more than one column named {listed(twice)}; rename them")
+    others = [*([choice.label] if choice.label else []), *choice.ids]
+    named = [*others, *choice.features]
+    missing = [name for name in named if name not in there]
     if missing:
-        raise DataError(f"{path}: has no column {missing}; it has {listed(names)}")
-    overlap = {choice.label, *choice.ids} & set(choice.features)
-    if overlap or len(set(choice.features)) < len(choice.features):
-        raise DataError(f"{path}: a feature column is named twice, or also as label or id: {sorted(named)}")
+        raise DataError(f"{path}: has no column {listed(missing)}; it has {listed(names)}")
+    repeated = Counter(choice.features) + Counter({*others} & {*choice.features})
+    if again := sorted(name for name, count in repeated.items() if count > 1):
+        raise DataError(f"{path}: a feature column is named twice, or also as label or id: {listed(again)}")
     candidates = choice.features or tuple(n for n in names if n != choice.label and n not in choice.ids)
     images = tuple(n for n in candidates if is_image(schema.field(n).type))
     lists = tuple(n for n in candidates if is_list(schema.field(n).type))
     numeric = tuple(n for n in candidates if is_number(schema.field(n).type))
     if choice.features:
-        odd = {n: str(schema.field(n).type) for n in candidates if n not in {*images, *lists, *numeric}}
-        if odd:
+        usable = {*images, *lists, *numeric}
+        if odd := [f"{n} ({schema.field(n).type})" for n in candidates if n not in usable]:
             raise DataError(
-                f"{path}: columns that are to be features hold no numbers, lists or images: {odd}"
+                f"{path}: columns that are to be features hold no numbers, lists or images: {listed(odd)}"
             )
         if len(images) + len(lists) + bool(numeric) != 1:
-            kinds = {n: str(schema.field(n).type) for n in candidates}
+            kinds = [f"{n} ({schema.field(n).type})" for n in candidates]
             raise DataError(
-                f"{path}: the feature columns {kinds} do not make up a row; name one image column, one "
-                "list column, or numeric columns only"
+                f"{path}: the feature columns {listed(kinds)} do not make up a row; name one image column, "
+                "one list column, or numeric columns only"
             )
     if len(images) + len(lists) > 1:
         raise DataError(
@@ -101,10 +105,11 @@ def assign_roles(path: Path, schema: pa.Schema, choice: ColumnChoice) -> Roles:
 
 
 def _expected_columns(path: Path, schema: pa.Schema, expected: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns that a model expects, or none if the table has its row in one column instead."""
+    """The columns that a model expects, or none if the table has its row in one column instead of them."""
     there = set(schema.names)
     missing = [name for name in expected if name not in there]
-    if missing and any(is_image(field.type) or is_list(field.type) for field in schema):
+    none_of_them = len(missing) == len(expected)
+    if none_of_them and any(is_image(field.type) or is_list(field.type) for field in schema):
         return ()
     if missing:
         raise DataError(
@@ -113,6 +118,17 @@ def _expected_columns(path: Path, schema: pa.Schema, expected: tuple[str, ...]) 
             "order, with --feature-columns"
         )
     return expected
+
+
+def _refuse_other_places(path: Path, choice: ColumnChoice) -> None:
+    """Refuse columns in place of those that a model expects, if one of its own is among them elsewhere."""
+    known = set(choice.expected)
+    for name, place in zip(choice.features, choice.expected, strict=False):
+        if name != place and name in known:
+            raise DataError(
+                f"{path}: --feature-columns has {name!r} in the place of the model's {place!r}, and the "
+                "model has a column of that name; name columns in its order"
+            )
 
 
 def is_image(kind: pa.DataType) -> bool:

@@ -42,7 +42,7 @@ class CsvSource(TableSource):
             if types.is_binary(field.type):  # Arrow's word for cells that are not UTF-8
                 raise DataError(f"{path}: column {field.name!r} is not UTF-8; save the file as UTF-8")
         self.path = path
-        schema = self._with_numbers(schema, {choice.label, *choice.ids})
+        schema = self._with_numbers(schema, {choice.label, *choice.ids}, set(choice.expected))
         roles = assign_roles(path, schema, choice)
         n_rows = sum(len(batch) for batch in self._batches((names[0],)))
         super().__init__(path, (path,), n_rows, schema, choice, roles, NumericRows(roles))
@@ -57,8 +57,8 @@ class CsvSource(TableSource):
         stream.skip(start - stream.position)
         return stream
 
-    def _with_numbers(self, schema: pa.Schema, others: set[str | None]) -> pa.Schema:
-        """Make numeric what Arrow takes for text on account of a few cells."""
+    def _with_numbers(self, schema: pa.Schema, others: set[str | None], expected: set[str]) -> pa.Schema:
+        """Make numeric what Arrow takes for text on account of some cells; of ``expected``, of most."""
         names = [f.name for f in schema if types.is_string(f.type) and f.name not in others]
         if len(set(schema.names)) < len(schema) or not names:
             return schema
@@ -67,7 +67,8 @@ class CsvSource(TableSource):
             return schema
         for name in names:
             cells = [cell for cell in batch.column(name).slice(0, _TRIED_CELLS).to_pylist() if cell.strip()]
-            if 2 * sum(map(_is_number, cells)) >= len(cells) > 0:
+            numbers = sum(map(_is_number, cells))
+            if 2 * numbers >= len(cells) > 0 or (name in expected and numbers):
                 index = schema.get_field_index(name)
                 schema = schema.set(index, pa.field(name, pa.float64()))
         return schema

@@ -42,6 +42,8 @@ class ImageFolderSource(Source):
         self._resize = resize
         if labelled and (loose := next((file for file in files if file.parent == path), None)):
             raise DataError(f"{loose}: lies in no folder of its own below {path} that could be its label")
+        if labelled and len(names := {file.parent.name for file in files}) == 1:
+            raise DataError(f"{path}: all images lie in folders named {names.pop()!r}, which is no label")
         try:
             shape = promised_shape((file.read_bytes() for file in files[:PROBE_ROWS]), expected, resize)
         except ValueError as error:

@@ -70,8 +70,8 @@ class Source(ABC):
     has_labels
         Whether chunks carry labels.
     features, left_out
-        Names of the columns that make up a row, in order, and of those that nobody asked for and that can be
-        no part of it; empty where there are no columns.
+        Names of the columns that make up a row, in order, and of those that nobody asked for and that are no
+        part of it; empty where there are no columns.
     """
 
     features: tuple[str, ...] = ()

@@ -85,10 +85,11 @@ class TableSource(Source):
         self._label_is_text = labelled and _is_text(schema.field(choice.label).type)
         self._ids = choice.ids
         self._decoder = decoder
-        wanted = {*roles.features, *choice.ids, *([self._label] if self._label else [])}
+        wanted: set[str | None] = {*roles.features, *choice.ids, *([self._label] if self._label else [])}
         self._columns = tuple(name for name in schema.names if name in wanted)
         self.features = roles.features
-        self.left_out = tuple(name for name in schema.names if name not in {*wanted, choice.label})
+        wanted |= {choice.label}
+        self.left_out = tuple(name for name in schema.names if name not in wanted)
 
     @abstractmethod
     def _stream(self, start: int, columns: tuple[str, ...]) -> RowStream:

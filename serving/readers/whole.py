@@ -31,7 +31,7 @@ def readable_chunks(source: Source) -> Iterator[Chunk]:
         more = f"; and {n_bad - len(shown)} more" if n_bad > len(shown) else ""
         raise DataError(
             f"{source.path}: {n_bad} of {source.n_rows} rows cannot be used: {'; '.join(shown)}{more}; "
-            f"repair or remove them{_hint(shown)}"
+            f"repair or remove them{_hint(shown, source.input.shape)}"
         )
 
 
@@ -58,8 +58,11 @@ def read_all(source: Source) -> tuple[np.ndarray, np.ndarray | None]:
     return x, labels
 
 
-def _hint(messages: list[str]) -> str:
-    other_size = any(": the image is " in message for message in messages)
+def _hint(messages: list[str], shape: tuple[int, ...]) -> str:
+    # Not to where "4x4 colour, not 4x4 grey" is what is wrong.
+    other_size = any(
+        ": the image is " in m and f"{shape[1]}x{shape[0]}" not in m.split(", not ")[0] for m in messages
+    )
     return ", or bring all images to one size with --resize" if other_size else ""
 
 

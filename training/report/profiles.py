@@ -63,7 +63,7 @@ def plot_profiles(
         axes.set_xticks(np.arange(n_features))
         if names:
             short = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
-            axes.set_xticklabels(short, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_xticklabels(short, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
             axes.set_xlabel("")
     for index in np.flatnonzero(np.isnan(profiles).all(axis=1)):
         label = "empty" if sizes is not None and sizes[index] == 0 else "no finite value"

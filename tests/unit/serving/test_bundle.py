@@ -102,6 +102,14 @@ def test_columns_are_compared_where_both_are_known(expected, found, says):
     assert columns_difference(expected, found) == says
 
 
+def test_long_names_fit_into_a_message_of_grpc():
+    names = [f"{i} " + "問" * 500 for i in range(40)]
+    said = columns_difference(names[:20], names[20:])
+    assert said.startswith("other columns, without ['0 問")
+    assert "and 14 more with [" in said.replace(" and with", " with")
+    assert 9 * len(said) < 8192, "percent-encoded"
+
+
 def test_rows_differ_in_type_and_shape_before_columns():
     spec = InputSpec(dtype="float32", shape=(2,), meaning="features", columns=("a", "b"))
     assert spec.difference(spec.model_copy(update={"columns": ()})) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from serving.client import AsyncClusterClient, ClusterClient, ClusterServiceError, Health
 from serving.client.cli import main
+from serving.client.messages import assign_request, is_small, slices
 from tests.unit.serving.cluster_service import N_CLUSTERS, ClusterService, running
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, {})
@@ -138,6 +140,18 @@ async def test_split_keeps_within_the_servers_message_limit(ask, service):
     np.testing.assert_array_equal((await ask("assign", x, model="toy")).clusters, expected(x))
     assert max(call.ByteSize() for call in service.calls) <= 8192
     assert len(service.calls) > 1
+
+
+def test_the_names_of_columns_count_in_a_message(service, client):
+    info = dataclasses.replace(client.model("toy"), max_message_bytes=16384)
+    x = np.zeros((900, 500), np.float32)
+    names = tuple(f"column {i}" for i in range(500))
+    parts = slices(x, names, info, 1 << 30)
+    sizes = [assign_request(x[part], names, "toy", None, False, False).ByteSize() for part in parts]
+    assert max(sizes) <= 16384
+    assert sum(len(x[part]) for part in parts) == 900
+    assert is_small(np.zeros((1, 250_000), np.float32), ())
+    assert not is_small(np.zeros((1, 250_000), np.float32), tuple(f"column {i}" for i in range(5000)))
 
 
 async def test_failure_of_one_part_is_the_callers(ask, service):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 
@@ -74,12 +75,34 @@ def test_columns_of_numbers_have_names_whatever_table_they_are_of():
         assert as_rows(nameless)[1] == ()
 
 
+def test_the_index_of_a_data_frame_is_no_part_of_a_row():
+    table = pa.table({"a": [1.0, 2.0], "b": [3.0, 4.0], "customer": [7, 8]})
+    for index in (["customer"], [{"kind": "range", "name": None, "start": 0, "stop": 2, "step": 1}]):
+        framed = table.replace_schema_metadata({"pandas": json.dumps({"index_columns": index})})
+        rows, names = as_rows(framed)
+        assert names == (("a", "b") if index == ["customer"] else ("a", "b", "customer"))
+        assert rows.shape == (2, len(names))
+
+
+def test_a_table_without_pyarrow_says_what_to_install():
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from serving.client.rows import as_rows\n"
+        "class Frame: __arrow_c_stream__ = lambda *_: None\n"
+        "try: as_rows(Frame())\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'nvisa[data]'" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         (np.int64([[1]]), "x has dtype int64; convert it"),
         (["a", "b"], "x has dtype <U1"),
         (3.0, "x is a single number"),
+        (pa.schema([("a", pa.float32())]), "Schema is no Arrow array and hands out no table"),
         (
             np.array([[1.0, 2.0], [1e39, 0.0]]),
             r"row 1 has a value beyond float32's largest.*\(1 such rows of 2\)",

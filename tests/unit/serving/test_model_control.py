@@ -142,6 +142,19 @@ async def test_a_bundle_replaced_in_place_is_switched_to(path, tmp_path):
         assert len({(s.name, str(s.labels)) for s in served.of_version(1)}) == len(served.of_version(1))
 
 
+async def test_a_new_default_that_takes_other_rows_is_said(tmp_path, caplog):
+    make_bundle(tmp_path, shape=(2,), dtype="float32", columns=("a", "b"))
+    async with serving(tmp_path):
+        assert not caplog.messages
+    async with serving(tmp_path) as served:
+        for version, columns in ((2, ("a", "b")), (3, ("b", "a"))):
+            make_bundle(tmp_path, version=version, shape=(2,), dtype="float32", columns=columns)
+            await served.look()
+    (warning,) = [r for r in caplog.records if r.message == "the new default version takes other rows"]
+    assert (warning.model, warning.version) == ("toy", 3)
+    assert "columns in another order" in warning.difference
+
+
 async def test_calls_in_flight_are_answered_by_the_version_that_they_began_with(path):
     gated = GatedEngine(is_open=True)
 
@@ -401,6 +414,19 @@ async def test_a_labelled_version_may_not_begin_to_take_other_rows(path, tmp_pat
         shutil.copytree(make_bundle(tmp_path / "other", shape=(4, 4)), path / "toy" / "1")
         await served.look()
         assert await served.ask() == (1, expected(1))
+        assert served.value("nvisa_model_stale", model="toy", version=1) == 1
+
+
+async def test_nor_may_it_begin_to_name_columns_which_the_other_labels_were_not_compared_with(tmp_path):
+    values = {"shape": (2,), "dtype": "float32"}
+    path = make_bundle(tmp_path / "models", **values)
+    make_bundle(tmp_path / "models", version=2, columns=("b", "a"), **values)
+    (path.parent / LABELS_FILE).write_text("stable: 1\ncanary: {version: 2, share: 0.5}")
+    async with serving(tmp_path / "models") as served:
+        shutil.rmtree(path)
+        shutil.copytree(make_bundle(tmp_path / "other", columns=("a", "b"), **values), path)
+        await served.look()
+        assert served.repository.get("toy", 1).manifest.input.columns == ()
         assert served.value("nvisa_model_stale", model="toy", version=1) == 1
 
 

@@ -123,6 +123,10 @@ def test_folders_that_images_lie_in_can_be_their_labels(image_folder):
     assert not open_source(image_folder, label_column="folder", read_labels=False).has_labels
     with pytest.raises(DataError, match="no columns but the id 'path' and the label 'folder'"):
         open_source(image_folder, label_column="class")
+    (image_folder / "split" / "test").mkdir(parents=True)
+    Image.new("L", (6, 4)).save(image_folder / "split" / "test" / "1.png")
+    with pytest.raises(DataError, match="all images lie in folders named 'test', which is no label"):
+        open_source(image_folder / "split", label_column="folder", split="test")
     Image.new("L", (6, 4)).save(image_folder / "loose.png")
     with pytest.raises(DataError, match=r"loose.png: lies in no folder of its own below"):
         open_source(image_folder, label_column="folder")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from serving.manifest import InputSpec
 from serving.readers import DataError, open_source, read_all
+from serving.readers.columns import ColumnChoice, assign_roles
 
 
 def png(x: np.ndarray) -> bytes:
@@ -173,7 +174,11 @@ def test_an_id_never_becomes_a_feature_unseen(tmp_path):
         ({"a": ["x"]}, {}, "no image, list or numeric column"),
         ({"a": [1.0]}, {"label_column": "b"}, r"no column \['b'\]; it has \['a'\]"),
         ({"a": [[1.0]], "b": [[1.0]]}, {}, r"\['a', 'b'\] could each be the row"),
-        ({"a": [1.0], "b": ["x"]}, {"feature_columns": ["a", "b"]}, r"hold no .* or images: {'b': 'string'}"),
+        (
+            {"a": [1.0], "b": ["x"]},
+            {"feature_columns": ["a", "b"]},
+            r"hold no .* or images: \['b \(string\)'\]",
+        ),
         ({"a": [1.0], "b": [[1.0]]}, {"feature_columns": ["a", "b"]}, "do not make up a row"),
         ({"a": [1.0], "b": [1]}, {"feature_columns": ["a"], "label_column": "a"}, "also as label or id"),
     ],
@@ -358,9 +363,17 @@ def test_a_models_columns_are_found_by_name_and_the_rest_is_left_out(tmp_path, k
     assert [row["id"] for row in chunk.ids.to_pylist()] == (["7", "8"] if kind == "csv" else [7, 8])
     same = open_source(path, expected=MODEL, feature_columns=["b", "a"])
     np.testing.assert_array_equal(read_all(same)[0], [[1, 2], [3, 4]])
-    others = open_source(path, expected=MODEL, feature_columns=["b", "id"])
-    np.testing.assert_array_equal(read_all(others)[0], [[2, 7], [4, 8]])
+    others = open_source(path, expected=MODEL, feature_columns=["id", "b"])
+    np.testing.assert_array_equal(read_all(others)[0], [[7, 2], [8, 4]])
     assert others.input.columns == (), "the user's word, not the model's columns"
+    with pytest.raises(
+        DataError, match="has 'b' in the place of the model's 'a', and the model has a column"
+    ):
+        open_source(path, expected=MODEL, feature_columns=["b", "id"])
+    with pytest.raises(DataError, match=r"named twice, or also as label or id: \['a'\]$"):
+        open_source(path, expected=MODEL, id_columns=["id", "a"])
+    with pytest.raises(DataError, match=r"named twice, or also as label or id: \['b'\]$"):
+        open_source(path, expected=MODEL, feature_columns=["a", "b", "b"])
 
 
 def test_a_table_that_lacks_a_models_column_is_refused_and_a_column_of_lists_is_not(tmp_path):
@@ -375,3 +388,35 @@ def test_a_table_that_lacks_a_models_column_is_refused_and_a_column_of_lists_is_
     assert source.input.columns == ()
     with pytest.raises(DataError, match="named twice, or also as label or id"):
         open_source(parquet(tmp_path / "c.parquet", a=[1.0], b=[2.0]), expected=MODEL, label_column="b")
+    tags = parquet(tmp_path / "d.parquet", a=[1.0], C=[2.0], tags=[[1, 2]])
+    with pytest.raises(DataError, match=r"no column \['b'\], which the model was fitted on"):
+        open_source(tags, expected=MODEL)
+
+
+def test_a_models_column_with_hardly_a_number_spoils_its_rows_and_one_without_is_refused(tmp_path):
+    path = csv(tmp_path / "a.csv", "a,b\noops,1\n?,2\n3,4\n")
+    source = open_source(path, expected=MODEL)
+    (chunk,) = source.chunks()
+    assert chunk.errors.keys() == {0, 1}
+    np.testing.assert_array_equal(chunk.x[2], [3, 4])
+    with pytest.raises(DataError, match=r"hold no numbers, lists or images: \['a \(string\)'\]"):
+        open_source(csv(tmp_path / "b.csv", "a,b\noops,1\n"), expected=MODEL)
+
+
+def test_a_table_of_twenty_thousand_columns_opens_in_a_moment(tmp_path):
+    names = tuple(f"c{i}" for i in range(20_000))
+    schema = pa.schema([(name, pa.float32()) for name in reversed(names)])
+    looks = 0
+
+    class Name(str):
+        def __eq__(self, other):
+            nonlocal looks
+            looks += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    expected = tuple(map(Name, names))
+    roles = assign_roles(tmp_path, schema, ColumnChoice(label=None, expected=expected))
+    assert roles.features == names
+    assert looks < 20 * len(names), "each name is looked up, not compared with all"

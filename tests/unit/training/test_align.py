@@ -162,13 +162,13 @@ def test_fewer_clusters_are_written_only_when_asked_for(data, tmp_path, capsys):
     [
         (
             ["{d}/models/zoo/1", "{d}/run-1", "--data", "digits"],
-            r"digits: the model takes other rows: uint8 \[8, 8\] \(image\), not",
+            r"digits: its rows are not the model's: uint8 \[8, 8\] \(image\), not",
         ),
         (["{d}/models/zoo/1", "{d}", "--data", "{d}/x.npy"], "it has no fit.json"),
         (["{d}/models/zoo/7", "{d}/run-1", "--data", "{d}/x.npy"], "cannot read bundle"),
         (
             ["{t}/models/toy/1", "{d}/run-1", "--data", "digits"],
-            "the new run: the model takes other rows: float32",
+            "run-1: its rows are not the model's: float32",
         ),
         (
             ["{d}/models/zoo/1", "{d}/run-1", "--data", "{d}/x.npy", "--output", "{d}/run-1"],

@@ -13,12 +13,13 @@ import torch
 from serving.manifest import InputSpec
 from training import data
 from training import fit as fit_module
-from training.checkpoint import CheckpointError, read_json
+from training.checkpoint import CheckpointError, read_json, write_json
 from training.config import TrainingConfig
 from training.divergence import DivergedError
 from training.draw import draw
 from training.fit import Silent, fit
 from training.fitted import FIT_FILE, Fitted, RestartSummary
+from training.run import open_run
 from training.selection import choose
 
 SPEC = InputSpec(dtype="float32", shape=(3,), meaning="features")
@@ -136,7 +137,15 @@ def test_directory_with_a_run_is_neither_overwritten_nor_mixed(x, tmp_path):
         fit(config(learning_rate=1e-2), x, SPEC, directory=tmp_path / "run", fingerprint="a", resume=True)
     with pytest.raises(CheckpointError, match="holds no run to resume"):
         fit(config(), x, SPEC, directory=tmp_path / "other", resume=True)
-    assert read_json(tmp_path / "run" / "run.json")["seed"] == 0
+    document = read_json(tmp_path / "run" / "run.json")
+    assert document.pop("seed") == 0
+    other = SPEC.model_copy(update={"shape": (*SPEC.shape, 1)})
+    with pytest.raises(CheckpointError, match="begun on other rows of the same data, which are now"):
+        open_run(tmp_path / "run", config(), "a", other, resume=True)
+    # Runs begun by earlier versions do not say what their rows were.
+    assert document.pop("input") == SPEC.model_dump(mode="json")
+    write_json(tmp_path / "run" / "run.json", document | {"seed": 0})
+    open_run(tmp_path / "run", config(), "a", SPEC, resume=True)
 
 
 @pytest.mark.parametrize("shape", [(16,), (3, 4, 4), (4, 4, 4)])

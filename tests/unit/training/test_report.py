@@ -147,6 +147,10 @@ def test_features_become_a_heat_map(tmp_path, generator, n_clusters, n_features)
     assert ink(plot_samples(tmp_path / "profiles.png", samples, image=False)) > 0.02
     sizes = np.arange(n_clusters)
     assert ink(plot_typical(tmp_path / "typical.png", samples, False, sizes)) > 0.02
+    names = [f"{i} $\\frac$ of a column with a very long name" for i in range(n_features)]
+    named = plot_samples(tmp_path / "named.png", samples, image=False, names=names)
+    plain = plot_samples(tmp_path / "plain.png", samples, image=False)
+    assert (named.read_bytes() == plain.read_bytes()) == (n_features > 40), "shown where there is room"
 
 
 def test_profiles_are_relative_to_the_spread_and_leave_out_what_does_not_count(generator):

@@ -140,7 +140,9 @@ def test_mapped_rows_begin_with_the_same_weights(old):
 def test_other_rows_are_refused(old):
     x = np.zeros((50, 4), np.float32)
     x[0] = 1
-    with pytest.raises(ValueError, match=r"rows here are float32 \[4\] .features., not float32 \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"the rows differ, here float32 \[4\] .features., not float32 \[3\]"
+    ):
         fit(config(), x, describe(x), warm_start=old)
 
 
