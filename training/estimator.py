@@ -176,10 +176,10 @@ class NVISA(ClusterMixin, TransformerMixin, BaseEstimator):
         DivergedError
             If every restart diverged.
         """
-        x = self._rows(X, reset=True)
         progress = TerminalProgress() if self.verbose else Silent()
         old = getattr(self, "fitted_", None) if self.warm_start else None
         try:
+            x = self._rows(X, reset=True)
             spec = describe(x, tuple(getattr(self, "feature_names_in_", ())))
             self.fitted_ = fit(self._config(), x, spec, warm_start=old, progress=progress)
         except BaseException:

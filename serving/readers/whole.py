@@ -59,10 +59,11 @@ def read_all(source: Source) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _hint(messages: list[str], shape: tuple[int, ...]) -> str:
+    if len(shape) < 2:
+        return ""
     # Not to where "4x4 colour, not 4x4 grey" is what is wrong.
-    other_size = any(
-        ": the image is " in m and f"{shape[1]}x{shape[0]}" not in m.split(", not ")[0] for m in messages
-    )
+    good = f": the image is {shape[1]}x{shape[0]} "
+    other_size = any(": the image is " in message and good not in message for message in messages)
     return ", or bring all images to one size with --resize" if other_size else ""
 
 

@@ -156,6 +156,9 @@ def test_odd_image_is_named_in_training(image_folder):
         r"row 3 \(b/12.png\): the image is 6x4 colour, not 6x4 grey; repair or remove them, or bring all images",
     ):
         read_all(source)
+    (image_folder / "b" / "11.png").unlink()
+    with pytest.raises(DataError, match=r"6x4 colour, not 6x4 grey; repair or remove them$"):
+        read_all(open_source(image_folder))
 
 
 def resized(image, shape):

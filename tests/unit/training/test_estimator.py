@@ -119,9 +119,15 @@ def test_columns_of_a_data_frame_are_the_models(blobs, tmp_path):
     swapped = table.select(table.column_names[::-1])
     with pytest.raises(ValueError, match="columns in another order"):
         model.set_params(warm_start=True).fit(swapped)
+    model.set_params(warm_start=False)
+    for column in swapped.column_names:
+        broken = swapped.set_column(
+            swapped.column_names.index(column), column, pa.nulls(len(blobs), pa.float32())
+        )
+        with pytest.raises(ValueError, match="NaN"):
+            model.fit(broken)
     with pytest.raises(ValueError, match="feature names should match"):
         model.predict(swapped)  # the model is still the one of before
-    model.set_params(warm_start=False)
     images = (load_digits().images[:50] * 15).astype(np.uint8)
     assert model.set_params(n_clusters=2).fit(images).fitted_.spec.columns == ()
 
