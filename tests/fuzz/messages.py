@@ -29,6 +29,14 @@ _FLOATS = st.one_of(st.integers(0, 255).map(float), st.floats(width=32))
 _DATA = st.one_of(st.just(b""), st.binary(max_size=300), st.binary(min_size=64, max_size=64))
 _TEXTS = st.one_of(st.text(max_size=20), st.just("x" * 10_000))
 
+# Of the model with columns: its own, in any order; others; and more or longer ones than a status can hold.
+_COLUMNS = st.one_of(
+    st.permutations(["a", "b", "c", "d"]),
+    st.lists(_TEXTS, min_size=4, max_size=4),
+    st.just(["問" * 30_000] * 4),
+    st.just([""] * 30_000),
+)
+
 
 @st.composite
 def _rows(draw: Callable[[Any], Any]) -> tuple[str, np.ndarray]:
@@ -68,6 +76,7 @@ def assign(draw: Callable[[Any], Any]) -> pb.AssignRequest:
         draw,
         [
             lambda: _reshape(draw, tensor),
+            lambda: tensor.columns.extend(draw(_COLUMNS)),
             lambda: setattr(request, "model_name", draw(_NAMES)),
             lambda: setattr(request, "model_version", draw(_VERSIONS)),
             lambda: setattr(request, "request_id", draw(_TEXTS)),

@@ -48,7 +48,7 @@ LARGEST_MESSAGE = 1 << 20
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     make_bundle(folder / "models")
-    make_bundle(folder / "models", "floats", shape=(4,), dtype="float32", novelty=True)
+    make_bundle(folder / "models", "floats", shape=(4,), dtype="float32", novelty=True, columns=tuple("abcd"))
     return folder
 
 
